@@ -1,0 +1,31 @@
+# What CI runs, and what it is handy to have. `just` lists it.
+
+default:
+    @just --list
+
+# formatting, lints, documentation
+check:
+    .ci/run fmt clippy docs
+
+# all tests, on servers in containers or without Docker
+test *ARGS:
+    cargo test {{ARGS}}
+
+# everything CI does
+ci *STEPS:
+    .ci/run {{STEPS}}
+
+# real events, from one command
+demo *ARGS:
+    cargo run --release -- demo {{ARGS}}
+
+# images for the tests where no registry can be reached
+images:
+    tests/images
+
+# a Postgres and a Kafka to try things on
+up:
+    docker compose up -d --wait
+
+down:
+    docker compose down

@@ -1,0 +1,62 @@
+//! The options that are stronger than the config file.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+
+use crate::config::{Environment, Flags, Secret, Settings};
+
+/// Where the config is, and what of it to override.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Config")]
+pub struct ConfigArgs {
+    /// The config file; `outbox-relay config init` prints one to start from
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The database. Prefer DATABASE_URL
+    ///
+    /// Everyone on this machine can see the command line, a password in it included: prefer the
+    /// variable DATABASE_URL, or `url_file` in the config. Where none of these names a database,
+    /// PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE count. [env: DATABASE_URL]
+    #[arg(long, value_name = "URL", value_parser = secret)]
+    pub database_url: Option<Secret>,
+
+    /// Kafka brokers, with commas between [env: KAFKA_BROKERS]
+    #[arg(long, value_name = "LIST")]
+    pub brokers: Option<String>,
+
+    /// The outbox table [env: OUTBOX_RELAY__OUTBOX__TABLE]
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub table: Option<String>,
+
+    /// Which columns the table has [default: classic] [env: OUTBOX_RELAY__OUTBOX__LAYOUT]
+    #[arg(long, value_name = "LAYOUT", value_parser = ["classic", "native"])]
+    pub layout: Option<String>,
+
+    /// What becomes of a published row [default: mark] [env: OUTBOX_RELAY__OUTBOX__ON_PUBLISHED]
+    #[arg(long, value_name = "ACTION", value_parser = ["mark", "delete"])]
+    pub on_published: Option<String>,
+}
+
+impl ConfigArgs {
+    /// Everything that was written, here, in the file and in `environment`.
+    #[must_use]
+    pub fn settings(&self, environment: &Environment) -> Settings {
+        let flags = Flags {
+            database_url: self.database_url.clone(),
+            brokers: self.brokers.clone(),
+            table: self.table.clone(),
+            layout: self.layout.clone(),
+            on_published: self.on_published.clone(),
+        };
+        Settings::gather(self.config.as_deref(), environment, &flags)
+    }
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "clap wants a parser that may fail"
+)]
+pub(super) fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
+}

@@ -1,0 +1,162 @@
+//! `outbox-relay run`: publishes committed rows until told to stop.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Exit;
+use super::args::ConfigArgs;
+use crate::config::Config;
+use crate::ops::signals::StopSignals;
+use crate::relay::{self, Counts, Drain, Ended, Prepare, Served, Until};
+use crate::source::Left;
+
+/// Options of `run`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = HELP)]
+pub struct Args {
+    /// What to relay, and where to.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// Migrate the database first
+    ///
+    /// For a relay that runs beside its service. It never creates the service's outbox table, and
+    /// never does what `migrate` wants `--yes` for: then it says so and waits.
+    #[arg(long)]
+    pub migrate: bool,
+
+    /// Publish what is pending, then end
+    ///
+    /// Exit code 0 if nothing is left. Rows that are parked, blocked, paused or locked by others are
+    /// not waited for: exit code 75, and how many there are.
+    #[arg(long)]
+    pub until_empty: bool,
+}
+
+/// Relays until told to stop, or until nothing is pending.
+pub async fn run(args: Args, config: Config) -> Exit {
+    let mut signals = match StopSignals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return super::fail(Exit::Bug, &format!("cannot take signals: {error}")),
+    };
+    let config = Arc::new(config);
+    let until = if args.until_empty {
+        Until::Empty
+    } else {
+        Until::Stopped
+    };
+    let prepare = if args.migrate {
+        Prepare::Migrate
+    } else {
+        Prepare::Nothing
+    };
+    let drain = Drain::new();
+    let mut serving = pin!(relay::run(&config, until, prepare, &drain));
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = signals.next() => {
+            let timeout = config.relay.drain_timeout;
+            tracing::info!(
+                drain_timeout = %humantime::format_duration(timeout),
+                "stopping: nothing more is claimed, and what is in flight is finished"
+            );
+            let draining = async {
+                drain.begin(timeout).await;
+                tokio::time::sleep(SETTLE_TIMEOUT).await;
+            };
+            tokio::select! {
+                served = &mut serving => served,
+                () = draining => {
+                    tracing::warn!("left before everything had ended: Postgres does not answer");
+                    return Exit::Ok;
+                }
+                () = signals.next() => {
+                    tracing::warn!("left at the second signal: what was in flight will come again");
+                    return Exit::Ok;
+                }
+            }
+        }
+    };
+    end(&served)
+}
+
+/// How long withdrawing and settling what was in flight may take after the drain's deadline.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Says how it ended, and turns that into an exit code: the worst of all outboxes.
+fn end(served: &[Served]) -> Exit {
+    let mut exit = Exit::Ok;
+    for Served {
+        outbox,
+        ended,
+        counts,
+        left,
+    } in served
+    {
+        let Counts {
+            published,
+            parked,
+            behind,
+        } = counts;
+        tracing::info!(outbox, published, parked, behind, "served the outbox");
+        let this = match ended {
+            Ended::Stopped => Exit::Ok,
+            Ended::Empty => match left.as_ref().filter(|left| !left.is_nothing()) {
+                None => Exit::Ok,
+                Some(left) => {
+                    super::fail(Exit::LeftBehind, &format!("{outbox}: {}", leftover(left)))
+                }
+            },
+            Ended::Wrong(problems) => {
+                for problem in problems {
+                    tracing::error!(outbox, "{problem}");
+                }
+                Exit::Config
+            }
+            Ended::Unavailable(what) => {
+                tracing::error!(outbox, "{what}");
+                Exit::Unavailable
+            }
+        };
+        if severity(this) > severity(exit) {
+            exit = this;
+        }
+    }
+    exit
+}
+
+fn severity(exit: Exit) -> u8 {
+    match exit {
+        Exit::Ok => 0,
+        Exit::LeftBehind => 1,
+        Exit::Unavailable => 2,
+        _ => 3,
+    }
+}
+
+/// `12 pending, 3 blocked, 40 behind are left`.
+fn leftover(left: &Left) -> String {
+    let parked = left
+        .parked
+        .iter()
+        .map(|(state, rows)| (*rows, state.as_str()));
+    let counts: Vec<String> = std::iter::once((left.pending, "pending"))
+        .chain(parked)
+        .filter(|(rows, _)| *rows > 0)
+        .map(|(rows, state)| format!("{rows} {state}"))
+        .collect();
+    format!("{} left", counts.join(", "))
+}
+
+const HELP: &str = "\
+Examples:
+  outbox-relay run --config relay.toml
+  DATABASE_URL=postgres://… KAFKA_BROKERS=localhost:9092 outbox-relay run --table public.outbox
+  outbox-relay run --config relay.toml --until-empty
+
+Any number of relays may serve one table at once. The first SIGTERM or SIGINT stops claiming and
+finishes what is in flight, for drain_timeout at most; the second leaves.
+
+Exit codes: 0 stopped or empty, 70 a bug, 75 --until-empty left rows behind, 78 bad config, or a table
+that is not as the config says.";

@@ -1,0 +1,410 @@
+//! Every key there is, once. Reading, checking, suggestions, the starter file, the reference and
+//! `config print` all come from these entries; the doc comment of an entry is the comment operators
+//! read.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::written::{Reading, Written};
+use super::{Layout, LogFormat, OnPublished, Secret, TableName, database_url};
+use crate::route::Template;
+use crate::settle::Policy;
+
+/// A key of the file and what its value is read as.
+pub(super) struct Key<T> {
+    pub(super) spec: Spec,
+    pub(super) read: fn(&Written) -> Reading<T>,
+}
+
+/// What there is to say about a key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spec {
+    pub(super) section: &'static str,
+    pub(super) name: &'static str,
+    /// What it takes, to follow "takes".
+    pub(super) takes: &'static str,
+    /// The value where nobody writes one, as text.
+    pub(super) default: Option<&'static str>,
+    /// A value to show where there is no default.
+    pub(super) example: &'static str,
+    /// Variables that mean this key besides `OUTBOX_RELAY__SECTION__NAME`.
+    pub(super) variables: &'static [&'static str],
+    /// The option of the command line.
+    pub(super) flag: Option<&'static str>,
+    /// Whether the value must not be seen.
+    pub(super) secret: bool,
+    /// Whether the starter file sets it, rather than showing it in a comment.
+    pub(super) starter: bool,
+    /// What it is for. Lines as written in this file.
+    pub(super) doc: &'static str,
+    /// [`Key::read`], for its error alone.
+    pub(super) check: fn(&Written) -> Reading<()>,
+}
+
+impl Spec {
+    const fn of(section: &'static str, name: &'static str, takes: &'static str) -> Self {
+        Self {
+            section,
+            name,
+            takes,
+            default: None,
+            example: "",
+            variables: &[],
+            flag: None,
+            secret: false,
+            starter: false,
+            doc: "",
+            check: |_| Ok(()),
+        }
+    }
+
+    /// `section.name`.
+    pub(super) fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    /// The variable that sets it.
+    pub(super) fn variable(&self) -> String {
+        format!(
+            "{}{}__{}",
+            super::environment::PREFIX,
+            self.section.to_ascii_uppercase(),
+            self.name.to_ascii_uppercase()
+        )
+    }
+}
+
+/// A section of the file.
+pub(super) struct Section {
+    pub(super) name: &'static str,
+    /// Its header in TOML.
+    pub(super) header: &'static str,
+    pub(super) doc: &'static str,
+}
+
+/// The sections in the order of the file.
+pub(super) const SECTIONS: [Section; 6] = [
+    Section {
+        name: "database",
+        header: "[database]",
+        doc: "Where the outbox is. Without a url here or in the environment, PGHOST, PGPORT, PGUSER,\n\
+              PGPASSWORD and PGDATABASE count, as psql reads them.",
+    },
+    Section {
+        name: "kafka",
+        header: "[kafka]",
+        doc: "Where the events go.",
+    },
+    Section {
+        name: PROPERTIES,
+        header: "[kafka.properties]",
+        doc: "Settings of librdkafka by their own names, for what the relay has no key for: security above\n\
+              all. Names that would break a promise of the relay or run code are refused. A name with\n\
+              `_file` behind it reads the value from that file. In the environment: the name in upper\n\
+              case with `_` for `.`, as in OUTBOX_RELAY__KAFKA__PROPERTIES__SASL_PASSWORD.",
+    },
+    Section {
+        name: "outbox",
+        header: "[[outbox]]",
+        doc: "A table to serve. Repeat the section for more tables.",
+    },
+    Section {
+        name: "relay",
+        header: "[relay]",
+        doc: "How much at once, and how long.",
+    },
+    Section {
+        name: "log",
+        header: "[log]",
+        doc: "Logs go to standard error.",
+    },
+];
+
+/// The section whose keys are librdkafka's.
+pub(super) const PROPERTIES: &str = "kafka.properties";
+
+/// What the starter file shows of [`PROPERTIES`].
+pub(super) const PROPERTY_EXAMPLES: [(&str, &str); 4] = [
+    ("security.protocol", "SASL_SSL"),
+    ("sasl.mechanisms", "SCRAM-SHA-512"),
+    ("sasl.username", "relay"),
+    ("sasl.password_file", "/run/secrets/kafka-password"),
+];
+
+macro_rules! keys {
+    ($($(#[doc = $doc:literal])+ $id:ident: $type:ty = $read:expr, $spec:expr;)+) => {
+        $(
+            $(#[doc = $doc])+
+            pub(super) const $id: Key<$type> = Key {
+                spec: Spec {
+                    doc: concat!($($doc, "\n"),+),
+                    check: |written| {
+                        let read: fn(&Written) -> Reading<$type> = $read;
+                        read(written).map(drop)
+                    },
+                    ..$spec
+                },
+                read: $read,
+            };
+        )+
+        /// The entries, in the order of the file.
+        pub(super) const ALL: &[Spec] = &[$($id.spec),+];
+    };
+}
+
+const TO_AN_HOUR: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+const TO_A_DAY: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
+const TAKES_TO_AN_HOUR: &str = "a duration from 1ms to 1h, such as \"5s\"";
+const TAKES_TO_A_DAY: &str = "a duration from 1ms to 24h, such as \"30s\"";
+
+keys! {
+    /// The database, as postgres://user:password@host:5432/name. Characters of the password
+    /// that mean something in a URL are written as %2F and so on.
+    URL: Secret = url, Spec {
+        example: "postgres://relay@localhost:5432/app",
+        variables: &["DATABASE_URL"],
+        flag: Some("--database-url"),
+        secret: true,
+        starter: true,
+        ..Spec::of("database", "url", "a postgres:// URL")
+    };
+
+    /// A file that holds the url, instead of url.
+    URL_FILE: String = file, Spec {
+        example: "/run/secrets/database-url",
+        ..Spec::of("database", "url_file", "the path of a file")
+    };
+
+    /// The longest a new connection may take.
+    CONNECT_TIMEOUT: Duration = |w| w.duration(TO_AN_HOUR), Spec {
+        default: Some("5s"),
+        ..Spec::of("database", "connect_timeout", TAKES_TO_AN_HOUR)
+    };
+
+    /// The longest a statement may run. The server stops it then; a little later the relay
+    /// gives the connection up.
+    STATEMENT_TIMEOUT: Duration = |w| w.duration(TO_A_DAY), Spec {
+        default: Some("30s"),
+        ..Spec::of("database", "statement_timeout", TAKES_TO_A_DAY)
+    };
+
+    /// False behind a pooler that does not keep prepared statements apart.
+    PREPARED_STATEMENTS: bool = Written::boolean, Spec {
+        default: Some("true"),
+        ..Spec::of("database", "prepared_statements", "true or false")
+    };
+
+    /// host:port of some brokers, with commas between. The others are found from these.
+    BROKERS: String = brokers, Spec {
+        example: "localhost:9092",
+        variables: &["KAFKA_BROKERS"],
+        flag: Some("--brokers"),
+        starter: true,
+        ..Spec::of("kafka", "brokers", "host:port, several with commas between")
+    };
+
+    /// The largest record, uncompressed, where a topic's own max.message.bytes cannot be read.
+    /// A row that makes a larger one is parked.
+    MESSAGE_BYTES_MAX: usize = |w| w.bytes(1_000..=1_000_000_000), Spec {
+        default: Some("1000000"),
+        ..Spec::of("kafka", "message_bytes_max", "a size from 1000 to 1000000000 bytes, such as 1000000 or \"1MiB\"")
+    };
+
+    /// The table, as SQL names it: folded to lower case unless in double quotes; no schema
+    /// means public.
+    TABLE: TableName = Written::table_name, Spec {
+        example: "public.outbox",
+        flag: Some("--table"),
+        starter: true,
+        ..Spec::of("outbox", "table", "a table, such as \"public.outbox\"")
+    };
+
+    /// Which columns the table has. classic: id, aggregate_id, aggregate_type, event_type,
+    /// payload, created_at, published_at. native: those and headers, topic; its payload may be
+    /// null.
+    LAYOUT: Layout = |w| w.choice(&[("classic", Layout::Classic), ("native", Layout::Native)]), Spec {
+        default: Some("classic"),
+        flag: Some("--layout"),
+        ..Spec::of("outbox", "layout", "\"classic\" or \"native\"")
+    };
+
+    /// What becomes of a row once Kafka has it. mark sets its published_at, delete deletes it.
+    ON_PUBLISHED: OnPublished = |w| w.choice(&[("mark", OnPublished::Mark), ("delete", OnPublished::Delete)]), Spec {
+        default: Some("mark"),
+        flag: Some("--on-published"),
+        ..Spec::of("outbox", "on_published", "\"mark\" or \"delete\"")
+    };
+
+    /// The topic of a row, with ${aggregate_type} and ${event_type} filled in, as they are or
+    /// with :lower or :upper. In the native layout a row's own topic overrides it.
+    TOPIC: Template = Written::template, Spec {
+        default: Some(Template::DEFAULT),
+        ..Spec::of("outbox", "topic", "a topic, such as \"${aggregate_type:lower}-events\"")
+    };
+
+    /// What a row that cannot be published means for its aggregate. block: its later rows wait
+    /// until somebody decides. dead_letter: they go on without it.
+    ON_REJECTED: Policy = |w| w.choice(&[("block", Policy::Block), ("dead_letter", Policy::DeadLetter)]), Spec {
+        default: Some("block"),
+        ..Spec::of("outbox", "on_rejected", "\"block\" or \"dead_letter\"")
+    };
+
+    /// How many lanes `migrate` makes for the table, which is how many batches of it can be in
+    /// hand at once. From then on the database holds the number.
+    LANES: u16 = lanes, Spec {
+        default: Some("16"),
+        ..Spec::of("outbox", "lanes", "a power of two from 1 to 1024")
+    };
+
+    /// How long marked rows are kept. Only with on_published = "mark".
+    RETENTION: Option<Duration> = retention, Spec {
+        default: Some("forever"),
+        ..Spec::of("outbox", "retention", "\"forever\" or a duration, such as \"7days\"")
+    };
+
+    /// Let inserts wake the relay by NOTIFY. `migrate` adds the trigger it takes; polling goes
+    /// on all the same.
+    NOTIFY: bool = Written::boolean, Spec {
+        default: Some("false"),
+        ..Spec::of("outbox", "notify", "true or false")
+    };
+
+    /// Batches in hand at once for one table, each with a connection and a producer of its own.
+    WORKERS: usize = |w| w.whole(1..=64_u16).map(usize::from), Spec {
+        default: Some("4"),
+        ..Spec::of("relay", "workers", "a number from 1 to 64")
+    };
+
+    /// Most rows in one batch.
+    CLAIM_ROWS_MAX: u32 = |w| w.whole(1..=1_000_000), Spec {
+        default: Some("2000"),
+        ..Spec::of("relay", "claim_rows_max", "a number from 1 to 1000000")
+    };
+
+    /// Most bytes of rows in one batch, unless a single row is larger.
+    CLAIM_BYTES_MAX: usize = |w| w.bytes(1..=1 << 30), Spec {
+        default: Some("4MiB"),
+        ..Spec::of("relay", "claim_bytes_max", "a size from 1 byte to 1GiB, such as 4194304 or \"4MiB\"")
+    };
+
+    /// The shortest pause after an empty poll. Pauses grow from here while the table is empty.
+    POLL_INTERVAL_MIN: Duration = |w| w.duration(TO_AN_HOUR), Spec {
+        default: Some("2ms"),
+        ..Spec::of("relay", "poll_interval_min", "a duration from 1ms to 1h, such as \"2ms\"")
+    };
+
+    /// The longest pause after an empty poll: what an event may wait for after a quiet time.
+    POLL_INTERVAL_MAX: Duration = |w| w.duration(TO_AN_HOUR), Spec {
+        default: Some("100ms"),
+        ..Spec::of("relay", "poll_interval_max", "a duration from 1ms to 1h, such as \"100ms\"")
+    };
+
+    /// How long a batch may wait for Kafka with its transaction open. Then what was not
+    /// acknowledged is let go, and tried again later.
+    PUBLISH_TIMEOUT: Duration = |w| w.duration(TO_AN_HOUR), Spec {
+        default: Some("10s"),
+        ..Spec::of("relay", "publish_timeout", TAKES_TO_AN_HOUR)
+    };
+
+    /// The longest pause before the next attempt at something that failed.
+    RETRY_BACKOFF_MAX: Duration = |w| w.duration(TO_AN_HOUR), Spec {
+        default: Some("2s"),
+        ..Spec::of("relay", "retry_backoff_max", TAKES_TO_AN_HOUR)
+    };
+
+    /// How long what is in flight may take to finish after the first stop signal.
+    DRAIN_TIMEOUT: Duration = |w| w.duration(Duration::ZERO..=Duration::from_secs(3600)), Spec {
+        default: Some("10s"),
+        ..Spec::of("relay", "drain_timeout", "a duration up to 1h, such as \"10s\"")
+    };
+
+    /// pretty is for people, json for machines. auto: pretty on a terminal, json otherwise.
+    FORMAT: LogFormat = |w| w.choice(&[
+        ("auto", LogFormat::Auto),
+        ("pretty", LogFormat::Pretty),
+        ("json", LogFormat::Json),
+    ]), Spec {
+        default: Some("auto"),
+        ..Spec::of("log", "format", "\"auto\", \"pretty\" or \"json\"")
+    };
+
+    /// Which lines: error, warn, info, debug, trace, or by module as RUST_LOG takes it.
+    FILTER: String = filter, Spec {
+        default: Some("info"),
+        variables: &["RUST_LOG"],
+        ..Spec::of("log", "filter", "a filter, such as \"info\" or \"warn,outbox_relay=debug\"")
+    };
+}
+
+/// The entry of `section.name`.
+pub(super) fn spec(section: &str, name: &str) -> Option<&'static Spec> {
+    section_keys(section).find(|spec| spec.name == name)
+}
+
+/// The entries of a section.
+pub(super) fn section_keys(section: &str) -> impl Iterator<Item = &'static Spec> {
+    ALL.iter().filter(move |spec| spec.section == section)
+}
+
+fn url(written: &Written) -> Reading<Secret> {
+    let url = written.text()?.trim();
+    database_url::check(url)?;
+    Ok(Secret::new(url))
+}
+
+fn file(written: &Written) -> Reading<String> {
+    written.some_text().map(str::to_owned)
+}
+
+fn brokers(written: &Written) -> Reading<String> {
+    let text = written.some_text()?;
+    let mut brokers = Vec::new();
+    for broker in text.split(',').map(str::trim) {
+        if broker.is_empty() {
+            return Err("one of them is empty".into());
+        }
+        if broker.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err("one of them has a space in it".into());
+        }
+        if broker.contains('@') {
+            return Err(
+                "one of them has an `@`; user and password are sasl.username and sasl.password of [kafka.properties]".into(),
+            );
+        }
+        // Behind the brackets of an IPv6 address, if it has them.
+        let tail = broker.rsplit(']').next().unwrap_or(broker);
+        let port = tail.rsplit_once(':').map(|(_, port)| port);
+        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return Err("one of them has a port that is no number up to 65535".into());
+        }
+        brokers.push(broker);
+    }
+    Ok(brokers.join(","))
+}
+
+fn lanes(written: &Written) -> Reading<u16> {
+    let lanes = written.whole(1..=1024_u16)?;
+    if lanes.is_power_of_two() {
+        return Ok(lanes);
+    }
+    let above = lanes.next_power_of_two();
+    Err(format!("the nearest are {} and {above}", above / 2))
+}
+
+fn retention(written: &Written) -> Reading<Option<Duration>> {
+    const CENTURY: Duration = Duration::from_secs(100 * 366 * 86_400);
+    if written.text().is_ok_and(|text| text.trim() == "forever") {
+        return Ok(None);
+    }
+    written
+        .duration(Duration::from_millis(1)..=CENTURY)
+        .map(Some)
+}
+
+fn filter(written: &Written) -> Reading<String> {
+    let text = written.some_text()?;
+    match tracing_subscriber::filter::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("it does not parse".into()),
+    }
+}

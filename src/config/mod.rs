@@ -1,0 +1,196 @@
+//! Config: what operators meant. `file` and `environment` hold what they wrote, `keys` every key there
+//! is; nothing half-valid leaves this room.
+//!
+//! A value comes from the strongest source that has it: the command line, then
+//! `OUTBOX_RELAY__SECTION__KEY`, then variables that other programs know (`DATABASE_URL`), then the
+//! file, then the default. Secrets are hidden from the moment they are read, and no error says what
+//! was written, only where.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use crate::route::Template;
+use crate::settle::Policy;
+
+mod file;
+
+mod environment;
+pub use environment::Environment;
+
+mod keys;
+
+mod written;
+
+mod settings;
+pub use settings::{Flags, Purpose, Settings};
+
+mod problem;
+pub use problem::Error;
+
+mod show;
+pub use show::{reference, starter};
+
+mod database_url;
+
+mod table_name;
+
+mod suggest;
+
+mod secret;
+pub use secret::Secret;
+
+#[cfg(test)]
+mod tests;
+
+/// Everything `run` and `migrate` need to know, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the outbox is.
+    pub database: Database,
+    /// Where its events go.
+    pub kafka: Kafka,
+    /// The tables to serve, each on its own; never empty.
+    pub outboxes: Vec<Outbox>,
+    /// How much at once, and how long.
+    pub relay: Relay,
+    /// How to log.
+    pub log: Log,
+}
+
+/// The Postgres side.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// A `postgres://` URL, password included.
+    pub url: Secret,
+    /// The longest a new connection may take.
+    pub connect_timeout: Duration,
+    /// The longest a statement may run. The server stops it then; a little later the relay gives
+    /// the connection up.
+    pub statement_timeout: Duration,
+    /// False behind a pooler that does not keep prepared statements apart.
+    pub prepared_statements: bool,
+}
+
+/// The Kafka side.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// `host:port`, several with commas between.
+    pub brokers: String,
+    /// The largest record, uncompressed, where the topic's own limit cannot be read.
+    pub message_bytes_max: usize,
+    /// librdkafka settings by their own names; only allowed ones get here.
+    pub properties: BTreeMap<String, Secret>,
+}
+
+/// One outbox table.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    /// The table, as the catalogue names it.
+    pub table: TableName,
+    /// Which columns it has.
+    pub layout: Layout,
+    /// What becomes of a published row.
+    pub on_published: OnPublished,
+    /// Which topic a row goes to.
+    pub topic: Template,
+    /// What becomes of the rest of an aggregate when one of its rows cannot be published.
+    pub on_rejected: Policy,
+    /// How many lanes `migrate` makes: a power of two. The database holds the number in force.
+    pub lanes: u16,
+    /// How long marked rows are kept; `None` keeps them for ever.
+    pub retention: Option<Duration>,
+    /// Whether inserts wake the relay by NOTIFY. Polling goes on all the same.
+    pub notify: bool,
+}
+
+/// `schema.table`, each part as the catalogue has it: not folded, not quoted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableName {
+    /// The schema.
+    pub schema: String,
+    /// The table in it.
+    pub table: String,
+}
+
+/// Which columns an outbox table has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// `id, aggregate_id, aggregate_type, event_type, payload, created_at, published_at`.
+    #[default]
+    Classic,
+    /// Classic, and `headers`, `topic`; the payload may be null and the aggregate id is text.
+    Native,
+}
+
+/// What becomes of a row that Kafka has acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnPublished {
+    /// Set `published_at`.
+    #[default]
+    Mark,
+    /// Delete the row.
+    Delete,
+}
+
+/// Limits. Each bounds something by name; none depends on the backlog.
+#[derive(Debug, Clone)]
+pub struct Relay {
+    /// Batches in hand at once for one outbox, each with a connection and a producer of its own.
+    pub workers: usize,
+    /// Most rows in one batch.
+    pub claim_rows_max: u32,
+    /// Most bytes of rows in one batch, unless a single row is larger.
+    pub claim_bytes_max: usize,
+    /// Shortest pause after an empty poll.
+    pub poll_interval_min: Duration,
+    /// Longest pause after an empty poll.
+    pub poll_interval_max: Duration,
+    /// How long a batch may wait for Kafka with its transaction open.
+    pub publish_timeout: Duration,
+    /// Longest pause before the next attempt at something that failed.
+    pub retry_backoff_max: Duration,
+    /// How long what is in flight may take to finish after the first stop signal.
+    pub drain_timeout: Duration,
+}
+
+/// How to log.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+    /// A filter as `RUST_LOG` takes it.
+    pub filter: String,
+}
+
+impl Log {
+    /// How the demo logs, which has no config file: only what is wrong, unless RUST_LOG says more.
+    #[must_use]
+    pub fn of_demo(environment: &Environment) -> Self {
+        let filter = environment
+            .get("RUST_LOG")
+            .map_or("warn", |filter| filter.expose());
+        Self {
+            format: LogFormat::Auto,
+            filter: filter.to_owned(),
+        }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Pretty on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.table)
+    }
+}

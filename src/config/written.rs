@@ -1,0 +1,219 @@
+//! A value as somebody wrote it, where they wrote it, and how to read it as what it should be.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::{Secret, TableName, suggest};
+use crate::route::Template;
+
+/// One value and where it is from.
+#[derive(Debug, Clone)]
+pub(super) struct Written {
+    pub(super) value: Value,
+    pub(super) origin: Origin,
+    /// The file that held the value, where the origin only names one.
+    pub(super) held_by: Option<String>,
+}
+
+/// A value before anyone asked what it means. Text is hidden: any of it may be a secret, or a
+/// secret that was put beside the wrong key.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    /// A string of the file.
+    Text(Secret),
+    /// A whole number of the file.
+    Whole(i64),
+    /// `true` or `false` in the file.
+    Bool(bool),
+    /// Text of a variable or a flag, which may stand for a number or a boolean too.
+    Untyped(Secret),
+    /// Something no key takes, by the name of its type.
+    Other(&'static str),
+}
+
+/// Where a value is from; the stronger compares greater.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    /// Nobody wrote it.
+    Default,
+    /// A line of the config file.
+    File { path: String, line: usize },
+    /// A variable that other programs know too, `DATABASE_URL` for one.
+    PlainVariable(String),
+    /// `OUTBOX_RELAY__SECTION__KEY`.
+    Variable(String),
+    /// An option of the command line.
+    Flag(&'static str),
+}
+
+impl Origin {
+    /// Sources of one rank: two values of the same rank contradict each other, whereas of two
+    /// ranks the greater wins.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::File { .. } => 1,
+            Self::PlainVariable(_) => 2,
+            Self::Variable(_) => 3,
+            Self::Flag(_) => 4,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{path}:{line}"),
+            Self::PlainVariable(name) | Self::Variable(name) => write!(f, "environment {name}"),
+            Self::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// A value was not what its key takes. The text says what is wrong with it where that is more than
+/// "something else", and never what was written.
+pub(super) type Reading<T> = Result<T, String>;
+
+impl Written {
+    pub(super) fn new(value: Value, origin: Origin) -> Self {
+        Self {
+            value,
+            origin,
+            held_by: None,
+        }
+    }
+
+    /// The value `text`, which nobody wrote.
+    pub(super) fn default(text: &str) -> Self {
+        Self::new(Value::Untyped(Secret::new(text)), Origin::Default)
+    }
+
+    pub(super) fn text(&self) -> Reading<&str> {
+        match &self.value {
+            Value::Text(text) | Value::Untyped(text) => Ok(text.expose()),
+            other => Err(format!("this is {}", other.type_name())),
+        }
+    }
+
+    /// Text that is not empty.
+    pub(super) fn some_text(&self) -> Reading<&str> {
+        match self.text()?.trim() {
+            "" => Err("this is empty".into()),
+            text => Ok(text),
+        }
+    }
+
+    pub(super) fn boolean(&self) -> Reading<bool> {
+        match &self.value {
+            Value::Bool(value) => Ok(*value),
+            Value::Untyped(text) => text.expose().trim().parse().map_err(|_| String::new()),
+            other => Err(format!("this is {}", other.type_name())),
+        }
+    }
+
+    pub(super) fn whole<T>(&self, range: RangeInclusive<T>) -> Reading<T>
+    where
+        T: TryFrom<i64> + PartialOrd,
+    {
+        let number = match &self.value {
+            Value::Whole(number) => *number,
+            Value::Untyped(text) => whole_in(text.expose())?,
+            other => return Err(format!("this is {}", other.type_name())),
+        };
+        within(number, &range)
+    }
+
+    /// A number of bytes: `4194304`, `"4MiB"`.
+    pub(super) fn bytes(&self, range: RangeInclusive<usize>) -> Reading<usize> {
+        let number = match &self.value {
+            Value::Whole(number) => *number,
+            Value::Text(text) | Value::Untyped(text) => bytes_in(text.expose())?,
+            other => return Err(format!("this is {}", other.type_name())),
+        };
+        within(number, &range)
+    }
+
+    /// A length of time: `"100ms"`, `"1h 30m"`.
+    pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Reading<Duration> {
+        if matches!(self.value, Value::Whole(_)) {
+            return Err("a bare number has no unit".into());
+        }
+        let duration = humantime::parse_duration(self.text()?.trim()).map_err(|_| String::new())?;
+        if range.contains(&duration) {
+            Ok(duration)
+        } else {
+            Err("this is out of range".into())
+        }
+    }
+
+    /// One of `choices`, by name.
+    pub(super) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Reading<T> {
+        let text = self.text()?;
+        if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == text) {
+            return Ok(*choice);
+        }
+        match suggest::nearest(text, choices.iter().map(|(name, _)| *name)) {
+            Some(name) => Err(format!("did you mean `{name}`?")),
+            None => Err(String::new()),
+        }
+    }
+
+    pub(super) fn table_name(&self) -> Reading<TableName> {
+        TableName::parse(self.text()?)
+    }
+
+    pub(super) fn template(&self) -> Reading<Template> {
+        Template::parse(self.text()?)
+    }
+}
+
+impl Value {
+    pub(super) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Text(_) | Self::Untyped(_) => "a string",
+            Self::Whole(_) => "a number",
+            Self::Bool(_) => "a boolean",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+fn whole_in(text: &str) -> Reading<i64> {
+    text.trim()
+        .replace('_', "")
+        .parse()
+        .map_err(|_| String::new())
+}
+
+fn bytes_in(text: &str) -> Reading<i64> {
+    const UNITS: [(&str, i64); 8] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1_000),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ];
+    let text = text.trim();
+    let (number, unit) = UNITS
+        .iter()
+        .find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)))
+        .unwrap_or((text, 1));
+    whole_in(number)?
+        .checked_mul(unit)
+        .ok_or_else(|| "this is out of range".into())
+}
+
+fn within<T>(number: i64, range: &RangeInclusive<T>) -> Reading<T>
+where
+    T: TryFrom<i64> + PartialOrd,
+{
+    T::try_from(number)
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| "this is out of range".into())
+}

@@ -1,0 +1,50 @@
+//! An outbox row in the relay's own words. It knows neither SQL nor Kafka.
+
+use uuid::Uuid;
+
+use crate::record::Record;
+
+/// One event a service committed to its outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Place in the outbox: events of one aggregate are published in ascending `seq`.
+    pub seq: i64,
+    /// The writer's own id of the event; consumers use it to recognise a repeat.
+    pub id: Uuid,
+    /// The kind of aggregate, `Order` for instance. Routing reads it.
+    pub aggregate_type: String,
+    /// Which aggregate: the Kafka key, and what order is kept for. `None` cannot be published.
+    pub aggregate_id: Option<String>,
+    /// What happened, `OrderCreated` for instance.
+    pub event_type: String,
+    /// The bytes of the record's value, exactly as Postgres gave them; `None` is a tombstone.
+    pub payload: Option<Vec<u8>>,
+    /// The row's own headers as the JSON text Postgres printed, where the layout has them.
+    pub headers: Option<String>,
+    /// The row's own topic, where the layout has one. It overrides the template.
+    pub topic: Option<String>,
+    /// The record as it was parked. A retried row is published as it stood, whatever the routing
+    /// says today; a row that never got as far as a record has none and is routed again.
+    pub parked: Option<Box<Record<'static>>>,
+}
+
+impl Event {
+    /// What the order of this event is kept for. A row without an aggregate id never reaches
+    /// Kafka, so the empty string stands for it, as it does in the lane's hash.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.aggregate_id.as_deref().unwrap_or_default()
+    }
+
+    /// Bytes this event holds in memory, near enough for a limit.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.payload.as_ref().map_or(0, Vec::len)
+            + self.headers.as_ref().map_or(0, String::len)
+            + self.aggregate_type.len()
+            + self.event_type.len()
+            + self.key().len()
+            + self.topic.as_ref().map_or(0, String::len)
+            + self.parked.as_ref().map_or(0, |record| record.size_bytes())
+    }
+}

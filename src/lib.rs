@@ -1,0 +1,63 @@
+//! The relay of an outbox: rows a service commits in Postgres arrive in Kafka, in order, none lost.
+//!
+//! ```text
+//!   Postgres                          the relay                               Kafka
+//!  ┌──────────┐  next   ┌───────┐   ┌───────┐   ┌────────┐  publish  ┌──────────────┐
+//!  │  outbox  │ ──────► │ Event │ ─►│ Route │ ─►│ Record │ ────────► │ order-events │
+//!  │          │         └───────┘   └───────┘   └────────┘           └──────┬───────┘
+//!  │  parked  │  settle ┌─────────┐        ┌─────────┐     one for each      │
+//!  │          │ ◄────── │ Verdict │ ◄───── │ Outcome │ ◄─────────────────────┘
+//!  └──────────┘         └─────────┘        └─────────┘
+//! ```
+//!
+//! One worker does this over and over ([`relay::Lane`]), one batch at a time, with a connection and
+//! a producer of its own. A batch is one transaction: take some *lanes*, claim their oldest rows,
+//! publish, wait for every acknowledgement, settle, commit.
+//!
+//! What is promised, and the file that keeps it:
+//!
+//! | promise | kept by |
+//! |---|---|
+//! | no loss: a row is marked only after Kafka acknowledged it at a real offset | [`settle`], `sink/outcome.rs` |
+//! | no phantom: a row rolled back is never seen | Postgres: the claim reads committed rows |
+//! | order of an aggregate, whatever dies | `source/polling.rs` (lanes), `sink/producer.rs`, [`settle`] |
+//! | one key, one partition, the Java client's | `sink/settings.rs` |
+//! | few duplicates, none on a graceful stop | [`relay`] (the drain), `source/polling.rs` |
+//! | every copy byte-equal | [`record`], `source/decode.rs` |
+//! | a row that cannot be published delays at most its aggregate | [`settle`], `source/sql.rs` (parked) |
+//! | bounded memory, connections, transactions | [`config::Relay`], `source/lanes.rs` |
+//!
+//! Files at the top are pure: no await, clock, socket or environment. Folders touch the world. Only
+//! `source/` knows sqlx, only `sink/` knows rdkafka; the demo, which is a service and a consumer of
+//! its own, knows both.
+
+pub mod config;
+
+// ── the flow, in its order ──
+
+pub mod source;
+
+pub mod event;
+
+pub mod route;
+
+pub mod record;
+
+pub mod sink;
+
+pub mod outcome;
+
+pub mod settle;
+
+pub mod backoff;
+
+// ── what runs it ──
+
+pub mod relay;
+
+pub mod ops;
+
+pub mod cli;
+
+#[cfg(feature = "demo")]
+pub mod demo;

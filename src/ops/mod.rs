@@ -1,0 +1,12 @@
+//! What surrounds the flow: logs, signals, and the points at which a test can break it.
+
+pub mod log;
+
+pub mod signals;
+
+mod failpoint;
+
+mod random;
+
+pub(crate) use failpoint::failpoint;
+pub(crate) use random::random;

@@ -1,0 +1,266 @@
+//! Event + topic → the bytes that travel. Pure, and the same bytes for the same row every time:
+//! consumers compare copies, and a repeat must be equal to the first.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::event::Event;
+use crate::outcome::Reason;
+
+/// The writer's id of the event; always there, in hyphenated lower case.
+pub const EVENT_ID: &str = "event_id";
+/// The event's type; always there.
+pub const EVENT_TYPE: &str = "event_type";
+
+/// One Kafka record, borrowed from its event, or owned where it was parked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// A legal topic name.
+    pub topic: Cow<'a, str>,
+    /// The aggregate id's bytes. The partition is chosen from them, as the Java client would.
+    pub key: Cow<'a, [u8]>,
+    /// The payload; `None` is a tombstone.
+    pub value: Option<Cow<'a, [u8]>>,
+    /// In the order they are sent.
+    pub headers: Vec<Header<'a>>,
+}
+
+/// One header of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header<'a> {
+    /// Not empty, and without a NUL: librdkafka takes header names as C strings.
+    pub name: Cow<'a, str>,
+    /// `None` is a header with a null value.
+    pub value: Option<Cow<'a, [u8]>>,
+}
+
+impl<'a> Record<'a> {
+    /// The record of `event` in `topic`.
+    ///
+    /// # Errors
+    /// The reason to park the row: it has no aggregate id, or headers Kafka cannot carry.
+    pub fn encode(event: &'a Event, topic: Cow<'a, str>) -> Result<Self, Reason> {
+        let Some(key) = event.aggregate_id.as_deref() else {
+            return Err(Reason::new(
+                "no_aggregate_id",
+                "the row's aggregate id is null: it has no key to keep its order by",
+            ));
+        };
+        let id = event.id.hyphenated().to_string().into_bytes();
+        let mut headers = vec![
+            Header {
+                name: EVENT_ID.into(),
+                value: Some(id.into()),
+            },
+            Header {
+                name: EVENT_TYPE.into(),
+                value: Some(event.event_type.as_bytes().into()),
+            },
+        ];
+        if let Some(json) = &event.headers {
+            own_headers(json, &mut headers)?;
+        }
+        Ok(Self {
+            topic,
+            key: key.as_bytes().into(),
+            value: event.payload.as_deref().map(Cow::Borrowed),
+            headers,
+        })
+    }
+
+    /// The same record, borrowed.
+    #[must_use]
+    pub fn by_ref(&self) -> Record<'_> {
+        let borrow = |header| {
+            let Header { name, value }: &Header<'_> = header;
+            Header {
+                name: (&**name).into(),
+                value: value.as_deref().map(Cow::Borrowed),
+            }
+        };
+        Record {
+            topic: (&*self.topic).into(),
+            key: (&*self.key).into(),
+            value: self.value.as_deref().map(Cow::Borrowed),
+            headers: self.headers.iter().map(borrow).collect(),
+        }
+    }
+
+    /// Bytes the record takes in a Kafka record batch, uncompressed and rounded up: key, value,
+    /// headers, and the most that the v2 format's varints and the batch's own 61-byte header add
+    /// (<https://kafka.apache.org/documentation/#recordbatch>).
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        const BATCH_HEADER: usize = 61;
+        const RECORD_OVERHEAD: usize = 36;
+        const HEADER_OVERHEAD: usize = 10;
+        let header = |h: &Header<'_>| {
+            HEADER_OVERHEAD + h.name.len() + h.value.as_ref().map_or(0, |value| value.len())
+        };
+        BATCH_HEADER
+            + RECORD_OVERHEAD
+            + self.key.len()
+            + self.value.as_ref().map_or(0, |value| value.len())
+            + self.headers.iter().map(header).sum::<usize>()
+    }
+}
+
+/// Adds the row's own headers: a JSON object, each member one header, in the order Postgres printed
+/// them. A string travels as its text, null as a null value, anything else as its JSON text.
+fn own_headers<'a>(json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
+    let bad = |text: String| Reason::new("bad_header", text);
+    let members: Members<'a> = serde_json::from_str(json)
+        .map_err(|_| bad("the row's headers are not a JSON object".to_owned()))?;
+    for (name, raw) in members.0 {
+        if name.is_empty() || name.contains('\0') {
+            return Err(bad(
+                "a header of the row has an empty name or one with a NUL".to_owned(),
+            ));
+        }
+        if name == EVENT_ID || name == EVENT_TYPE {
+            return Err(bad(format!(
+                "the row sets the header `{name}`, which the relay sets"
+            )));
+        }
+        let text = raw.get();
+        let value: Option<Cow<'a, [u8]>> = match text.as_bytes().first() {
+            Some(b'n') => None,
+            Some(b'"') => {
+                let Text(string) = serde_json::from_str(text)
+                    .map_err(|_| bad(format!("the row's header `{name}` is not valid text")))?;
+                Some(match string {
+                    Cow::Borrowed(s) => s.as_bytes().into(),
+                    Cow::Owned(s) => s.into_bytes().into(),
+                })
+            }
+            _ => Some(text.as_bytes().into()),
+        };
+        headers.push(Header { name, value });
+    }
+    Ok(())
+}
+
+/// The members of a JSON object as they stand in the text: in order, values unread.
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+/// A JSON string, borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::with_capacity(map.size_hint().unwrap_or(4));
+                while let Some((Text(name), value)) = map.next_entry()? {
+                    members.push((name, value));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use uuid::Uuid;
+
+    fn event() -> Event {
+        Event {
+            seq: 7,
+            id: Uuid::from_u128(0x0102_0304),
+            aggregate_type: "Order".into(),
+            aggregate_id: Some("o-1".into()),
+            event_type: "OrderCreated".into(),
+            payload: Some(b"{\"n\": 1.50}".to_vec()),
+            headers: None,
+            topic: None,
+            parked: None,
+        }
+    }
+
+    fn text(record: &Record<'_>) -> Vec<(String, Option<String>)> {
+        let utf8 = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        record
+            .headers
+            .iter()
+            .map(|h| (h.name.to_string(), h.value.as_deref().map(utf8)))
+            .collect()
+    }
+
+    #[test]
+    fn the_id_and_the_type_come_first_and_the_payload_is_untouched() {
+        let event = event();
+        let record = Record::encode(&event, "order-events".into()).unwrap();
+        assert_eq!(
+            text(&record),
+            [
+                (
+                    EVENT_ID.into(),
+                    Some("00000000-0000-0000-0000-000001020304".into())
+                ),
+                (EVENT_TYPE.into(), Some("OrderCreated".into())),
+            ]
+        );
+        assert_eq!(record.value.as_deref(), Some(&b"{\"n\": 1.50}"[..]));
+        assert_eq!(&*record.key, b"o-1");
+        assert_eq!(record.by_ref(), record);
+    }
+
+    #[test]
+    fn row_headers_follow_in_their_own_order() {
+        let mut event = event();
+        event.headers = Some(r#"{"z": "a\u00e9\"", "b": null, "n": 1.50, "o": {"k": [1]}}"#.into());
+        let record = Record::encode(&event, "t".into()).unwrap();
+        let own = &text(&record)[2..];
+        let want = [
+            ("z", Some("aé\"")),
+            ("b", None),
+            ("n", Some("1.50")),
+            ("o", Some(r#"{"k": [1]}"#)),
+        ];
+        let want = want.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
+        assert_eq!(own, want);
+    }
+
+    #[test]
+    fn what_kafka_cannot_carry_is_refused_with_its_reason() {
+        for headers in [
+            r"[1]",
+            r#""text""#,
+            r#"{"": "x"}"#,
+            r#"{"a\u0000b": "x"}"#,
+            r#"{"event_id": "forged"}"#,
+            r#"{"event_type": "forged"}"#,
+        ] {
+            let mut event = event();
+            event.headers = Some(headers.into());
+            let reason = Record::encode(&event, "t".into()).unwrap_err();
+            assert_eq!(reason.class, "bad_header", "{headers}");
+            assert!(
+                !reason.text.contains("forged"),
+                "values stay out of reasons"
+            );
+        }
+        let mut event = event();
+        event.aggregate_id = None;
+        assert_eq!(
+            Record::encode(&event, "t".into()).unwrap_err().class,
+            "no_aggregate_id"
+        );
+    }
+}

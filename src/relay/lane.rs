@@ -1,0 +1,277 @@
+//! The loop: ready → claim → route → publish → settle. One worker runs one, over and over.
+//!
+//! Waiting is apart from acting: a stop interrupts only the two waits, for the sink and for events.
+//! A batch once claimed is published and settled, under a deadline of its own.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::drain::Drain;
+use super::status::Status;
+use crate::event::Event;
+use crate::outcome::Outcome;
+use crate::record::Record;
+use crate::route::{Kind, Router, Waiting};
+use crate::settle::{Policy, Row, Verdict, settle};
+use crate::sink::{Attempt, Sink};
+use crate::source::{Batch, Error, Judged, Next, Source};
+
+/// What the loop goes by: the same for all workers of an outbox.
+#[derive(Debug)]
+pub struct Lane {
+    /// Decides topics.
+    pub router: Router,
+    /// What a rejected row means for its aggregate.
+    pub policy: Policy,
+    /// How long a batch may wait for the sink.
+    pub publish_timeout: Duration,
+    /// How long to wait for the sink to be ready; `None` waits for ever.
+    pub patience: Option<Duration>,
+    /// When to stop.
+    pub drain: Drain,
+    /// What the operator is told.
+    pub status: Arc<Status>,
+    /// Events that were refused together with others, to be tried alone.
+    pub suspects: Mutex<HashSet<Uuid>>,
+}
+
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was asked to.
+    Stopped,
+    /// There is nothing left that can be claimed.
+    Empty,
+    /// The sink was not ready in time.
+    SinkAway,
+}
+
+impl Lane {
+    /// Serves until the drain begins, or until the source says that nothing is left.
+    ///
+    /// # Errors
+    /// What went wrong with the source. Nothing is lost by it: the caller may go on with the same
+    /// source and sink.
+    pub async fn serve<S: Source, K: Sink>(
+        &self,
+        source: &mut S,
+        sink: &mut K,
+    ) -> Result<End, Error> {
+        let stop = self.drain.stopping();
+        let mut paused = Paused::default();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(End::Stopped),
+                () = sink.ready() => {}
+                () = lasting(self.patience) => return Ok(End::SinkAway),
+            }
+            let waiting = paused.waiting(sink.paused());
+            match source.next(&waiting, stop).await? {
+                Next::Batch(batch) => {
+                    self.status.claimed();
+                    self.relay(source, sink, batch, &waiting, &mut paused)
+                        .await?;
+                }
+                Next::Idle => {}
+                Next::Empty => return Ok(End::Empty),
+                Next::Stopped => return Ok(End::Stopped),
+            }
+        }
+    }
+
+    /// Publishes and settles one batch.
+    async fn relay<S: Source, K: Sink>(
+        &self,
+        source: &mut S,
+        sink: &mut K,
+        batch: Batch<S::Receipt>,
+        waiting: &Waiting,
+        paused: &mut Paused,
+    ) -> Result<(), Error> {
+        let Batch {
+            events,
+            held,
+            receipt,
+        } = batch;
+        let (records, decided) = self.prepare(&events, &held, waiting);
+        let outcomes = self.publish(sink, &events, &records, decided).await;
+        paused.remember(&events, &records, &outcomes);
+
+        let rows: Vec<Row<'_>> = (events.iter().zip(&records))
+            .map(|(event, record)| Row {
+                key: event.key(),
+                topic: record.as_ref().map(|record| record.topic.as_ref()),
+            })
+            .collect();
+        let verdicts = settle(&rows, &outcomes, self.policy);
+        // a refusal stops the rest of its aggregate, and that is not a failure of the lane
+        let refused = |o: &Outcome| matches!(o, Outcome::Rejected(_) | Outcome::Suspect);
+        let failed = outcomes.contains(&Outcome::Unfinished) && !outcomes.iter().any(refused);
+        let judged = Judged {
+            verdicts: &verdicts,
+            records: &records,
+            events: &events,
+            failed,
+        };
+        source.settle(receipt, &judged).await?;
+        self.tell(&events, &verdicts);
+        Ok(())
+    }
+
+    /// The record of each event that has one, and the outcome of those that need not be published:
+    /// they wait behind a parked row, cannot be routed or encoded, or their topic is paused.
+    fn prepare<'a>(
+        &self,
+        events: &'a [Event],
+        held: &HashSet<String>,
+        waiting: &Waiting,
+    ) -> (Vec<Option<Record<'a>>>, Vec<Option<Outcome>>) {
+        let mut refused = HashSet::new();
+        let prepare = |event: &'a Event| {
+            let record = match &event.parked {
+                Some(record) => Ok(record.by_ref()),
+                None => self
+                    .router
+                    .topic(event)
+                    .and_then(|topic| Record::encode(event, topic)),
+            };
+            if held.contains(event.key()) || refused.contains(event.key()) {
+                return (record.ok(), Some(Outcome::Held));
+            }
+            match record {
+                Err(reason) => {
+                    if self.policy == Policy::Block {
+                        refused.insert(event.key());
+                    }
+                    (None, Some(Outcome::Rejected(reason)))
+                }
+                Ok(record) => {
+                    let paused = waiting.topics.contains(&*record.topic);
+                    (Some(record), paused.then_some(Outcome::Paused))
+                }
+            }
+        };
+        events.iter().map(prepare).unzip()
+    }
+
+    /// Publishes what is not `decided` yet; every event has its outcome then.
+    async fn publish<K: Sink>(
+        &self,
+        sink: &mut K,
+        events: &[Event],
+        records: &[Option<Record<'_>>],
+        decided: Vec<Option<Outcome>>,
+    ) -> Vec<Outcome> {
+        let alone: Vec<bool> = self.suspects(|suspects| {
+            events
+                .iter()
+                .map(|event| suspects.contains(&event.id))
+                .collect()
+        });
+        let undecided = |i: &usize| decided[*i].is_none();
+        let attempts: Vec<Attempt<'_>> = (0..events.len())
+            .filter(undecided)
+            .filter_map(|i| {
+                Some(Attempt {
+                    record: records[i].as_ref()?,
+                    alone: alone[i],
+                })
+            })
+            .collect();
+        let give_up = async {
+            tokio::select! {
+                () = tokio::time::sleep(self.publish_timeout) => {}
+                () = self.drain.expired() => {}
+            }
+        };
+        let mut published = match attempts.is_empty() {
+            true => Vec::new(),
+            false => sink.publish(&attempts, give_up).await,
+        }
+        .into_iter();
+        let outcomes: Vec<Outcome> = decided
+            .into_iter()
+            // an attempt without an outcome would be silence
+            .map(|known| {
+                known
+                    .or_else(|| published.next())
+                    .unwrap_or(Outcome::Unfinished)
+            })
+            .collect();
+        self.suspects(|suspects| {
+            for (event, outcome) in events.iter().zip(&outcomes) {
+                match outcome {
+                    Outcome::Suspect => _ = suspects.insert(event.id),
+                    Outcome::Delivered { .. } | Outcome::Rejected(_) if !suspects.is_empty() => {
+                        suspects.remove(&event.id);
+                    }
+                    _ => {}
+                }
+            }
+        });
+        outcomes
+    }
+
+    fn suspects<T>(&self, act: impl FnOnce(&mut HashSet<Uuid>) -> T) -> T {
+        act(&mut self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says what changed: rows that were parked are never silent.
+    fn tell(&self, events: &[Event], verdicts: &[Verdict]) {
+        let (mut done, mut parked, mut behind) = (0, 0, 0);
+        for (event, verdict) in events.iter().zip(verdicts) {
+            match verdict {
+                Verdict::Done => done += 1,
+                Verdict::Behind => behind += 1,
+                Verdict::Release => {}
+                Verdict::Park(reason) => {
+                    parked += 1;
+                    self.status.parked(event, reason, self.policy);
+                }
+            }
+        }
+        self.status.settled(done, parked, behind);
+    }
+}
+
+/// Completes after `patience`, if there is a limit to it.
+async fn lasting(patience: Option<Duration>) {
+    match patience {
+        Some(patience) => tokio::time::sleep(patience).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The kinds of rows whose topic was found paused, by topic.
+#[derive(Debug, Default)]
+struct Paused {
+    kinds: HashMap<String, HashSet<Kind>>,
+}
+
+/// Kinds remembered for one topic; beyond it rows are claimed and released, which is only slower.
+const KINDS_MAX: usize = 1_000;
+
+impl Paused {
+    /// What need not be claimed while `topics` are paused. Forgets the others.
+    fn waiting(&mut self, topics: HashSet<String>) -> Waiting {
+        self.kinds.retain(|topic, _| topics.contains(topic));
+        Waiting {
+            kinds: self.kinds.values().flatten().cloned().collect(),
+            topics,
+        }
+    }
+
+    fn remember(&mut self, events: &[Event], records: &[Option<Record<'_>>], outcomes: &[Outcome]) {
+        for ((event, record), outcome) in events.iter().zip(records).zip(outcomes) {
+            if let (Outcome::Paused, Some(record), None) = (outcome, record, &event.parked) {
+                let kinds = self.kinds.entry(record.topic.to_string()).or_default();
+                if kinds.len() < KINDS_MAX {
+                    kinds.insert(Kind::of(event));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The relay: looks at each outbox until it can be served, runs its workers, and stops them.
+
+mod drain;
+mod lane;
+mod outbox;
+mod status;
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+pub use drain::Drain;
+pub use lane::{End, Lane};
+pub use outbox::Ended;
+pub use status::{Counts, Status, chain};
+
+use crate::config::Config;
+use crate::sink::Topics;
+use crate::source::Left;
+
+/// How long a relay runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Until it is asked to stop.
+    Stopped,
+    /// Until nothing is left that can be published.
+    Empty,
+}
+
+/// What to do before an outbox is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prepare {
+    /// Nothing: it must have been migrated.
+    Nothing,
+    /// Apply the migrations, but for those that want leave.
+    Migrate,
+}
+
+/// How one outbox ended, and what was done for it.
+#[derive(Debug)]
+pub struct Served {
+    /// The table.
+    pub outbox: String,
+    /// Why it ended.
+    pub ended: Ended,
+    /// Since the start.
+    pub counts: Counts,
+    /// What it still holds; only asked when running until empty.
+    pub left: Option<Left>,
+}
+
+/// Serves every outbox of `config` until `drain` begins or nothing is left. If one cannot be served
+/// as it is configured, the others are stopped, gently.
+pub async fn run(
+    config: &Arc<Config>,
+    until: Until,
+    prepare: Prepare,
+    drain: &Drain,
+) -> Vec<Served> {
+    let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
+    let mut outboxes = JoinSet::new();
+    for outbox in &config.outboxes {
+        let serving = outbox::Serving {
+            config: Arc::clone(config),
+            outbox: outbox.clone(),
+            topics: Arc::clone(&topics),
+            until,
+            prepare,
+            drain: drain.clone(),
+            status: Arc::new(Status::new(outbox.table.to_string())),
+        };
+        outboxes.spawn(serving.run());
+    }
+    let mut all = Vec::new();
+    while let Some(served) = outboxes.join_next().await {
+        match served {
+            Ok(served) => {
+                if matches!(served.ended, Ended::Wrong(_)) {
+                    drain.stop();
+                }
+                all.push(served);
+            }
+            // a bug: let it be seen as one, after nothing was lost by it
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+    all
+}

@@ -1,0 +1,405 @@
+//! One outbox, from the first look to the last row.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::lane::{End, Lane};
+use super::{Counts, Drain, Prepare, Served, Status, Until};
+use crate::backoff::Backoff;
+use crate::config::{Config, Outbox};
+use crate::ops::random;
+use crate::route::Router;
+use crate::sink::{KafkaSink, Sink as _, Topics};
+use crate::source::{
+    Error, Inspection, Inspector, Left, Migrated, Migration, Polling, PollingSource, Upkeep, listen,
+};
+
+/// How often an outbox that must wait is looked at, and how often that is said.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// How long a backend's report of what it did to the table may be under way, and some more.
+const LATE_REPORTS: Duration = Duration::from_secs(15);
+/// The pause after published rows could not be marked although Postgres answered.
+const UNSETTLED_PAUSE: Duration = Duration::from_secs(60);
+
+/// Why serving an outbox ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// Nothing is left that can be published.
+    Empty,
+    /// It cannot be served as it is configured: each problem with its remedy.
+    Wrong(Vec<String>),
+    /// Something it needs was not there, and it was not to wait.
+    Unavailable(String),
+}
+
+/// What serving one outbox takes.
+pub(super) struct Serving {
+    pub(super) config: Arc<Config>,
+    pub(super) outbox: Outbox,
+    pub(super) topics: Arc<Topics>,
+    pub(super) until: Until,
+    pub(super) prepare: Prepare,
+    pub(super) drain: Drain,
+    pub(super) status: Arc<Status>,
+}
+
+impl Serving {
+    pub(super) async fn run(self) -> Served {
+        let ended = self.serve().await;
+        let counts: Counts = self.status.counts();
+        let mut left = None;
+        let ended = match ended {
+            Ended::Empty => match self.left().await {
+                Ok(counted) => {
+                    left = Some(counted);
+                    Ended::Empty
+                }
+                Err(error) => Ended::Unavailable(super::chain(&error)),
+            },
+            ended => ended,
+        };
+        Served {
+            outbox: self.outbox.table.to_string(),
+            ended,
+            counts,
+            left,
+        }
+    }
+
+    async fn serve(&self) -> Ended {
+        let mut served = false;
+        loop {
+            let polling = match self.look(served).await {
+                Ok(polling) => polling,
+                Err(ended) => return ended,
+            };
+            tracing::info!(
+                outbox = %self.outbox.table,
+                workers = self.config.relay.workers,
+                on_published = ?self.outbox.on_published,
+                "serving the outbox"
+            );
+            served = true;
+            match self.work(&polling).await {
+                // the table changed under the relay: look again, it will say what is wrong
+                Worked::LookAgain => tokio::time::sleep(LOOK_PAUSE).await,
+                Worked::Ended(ended) => return ended,
+            }
+        }
+    }
+
+    /// Looks until the outbox can be served. What is wrong with it ends the relay at its start; one
+    /// that has `served` it waits until it is mended, as in any other outage.
+    async fn look(&self, served: bool) -> Result<Arc<Polling>, Ended> {
+        let stop = self.drain.stopping();
+        let mut said: Option<(String, Instant)> = None;
+        let began = Instant::now();
+        loop {
+            let looked = tokio::select! {
+                () = stop.cancelled() => return Err(Ended::Stopped),
+                looked = self.look_once() => looked,
+            };
+            let line = match looked {
+                Ok(Looked::Ready(polling)) => {
+                    self.status.well();
+                    return Ok(polling);
+                }
+                Ok(Looked::Wrong(problems)) if served => Some(problems.join("; ")),
+                Ok(Looked::Wrong(problems)) => return Err(Ended::Wrong(problems)),
+                Ok(Looked::Waiting(line)) => Some(line),
+                // what shows may be the past: an idle backend reports up to ten seconds late
+                // (PGSTAT_IDLE_INTERVAL). A run that must not wait ends on it only after that
+                Ok(Looked::Busy(_))
+                    if self.until == Until::Empty && began.elapsed() < LATE_REPORTS =>
+                {
+                    continue;
+                }
+                Ok(Looked::Busy(line)) => Some(line),
+                Err(error) if self.until == Until::Empty => {
+                    return Err(Ended::Unavailable(super::chain(&error)));
+                }
+                Err(error) => {
+                    self.status.trouble(&error);
+                    None
+                }
+            };
+            if let Some(line) = line {
+                if self.until == Until::Empty {
+                    return Err(Ended::Unavailable(line));
+                }
+                let again =
+                    |(text, at): &(String, Instant)| *text == line && at.elapsed() < REMINDER;
+                if !said.as_ref().is_some_and(again) {
+                    tracing::warn!(outbox = %self.outbox.table, "{line}");
+                    said = Some((line, Instant::now()));
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Err(Ended::Stopped),
+                () = tokio::time::sleep(LOOK_PAUSE) => {}
+            }
+        }
+    }
+
+    async fn look_once(&self) -> Result<Looked, Error> {
+        if self.prepare == Prepare::Migrate
+            && let Some(line) = self.migrate().await?
+        {
+            return Ok(Looked::Waiting(line));
+        }
+        let until_empty = self.until == Until::Empty;
+        let mut inspector = Inspector::new(&self.config, &self.outbox, until_empty)?;
+        match inspector.look().await? {
+            Inspection::Wrong(problems) => Ok(Looked::Wrong(problems)),
+            Inspection::Waiting(line) => Ok(Looked::Waiting(line)),
+            Inspection::Ready(polling) => Ok(match inspector.other_worker().await? {
+                Some(line) => Looked::Busy(line),
+                None => Looked::Ready(polling),
+            }),
+        }
+    }
+
+    /// Applies what needs no leave. A line, if it must wait for something.
+    async fn migrate(&self) -> Result<Option<String>, Error> {
+        let one = Config {
+            outboxes: vec![self.outbox.clone()],
+            ..Config::clone(&self.config)
+        };
+        let say = |line: &str| tracing::info!(outbox = %self.outbox.table, "migrating: {line}");
+        let migrated = Migration::new(&one).apply(false, say).await?;
+        Ok(migrated.into_iter().find_map(|(table, migrated)| match migrated {
+            // the look says so itself
+            Migrated::Done | Migrated::NoTable | Migrated::Refused(_) => None,
+            Migrated::WantsLeave(steps) => Some(format!(
+                "{table} needs a migration that locks it or touches its rows, so it wants a person's \
+                 leave: run `outbox-relay migrate --yes`. It would do: {}. Waiting",
+                steps.join("; ")
+            )),
+        }))
+    }
+
+    /// Runs the workers, and what goes on beside them, until they end.
+    async fn work(&self, polling: &Arc<Polling>) -> Worked {
+        let lane = Arc::new(Lane {
+            router: Router::new(self.outbox.topic.clone()),
+            policy: self.outbox.on_rejected,
+            publish_timeout: self.config.relay.publish_timeout,
+            patience: (self.until == Until::Empty).then_some(self.config.relay.publish_timeout),
+            drain: self.drain.clone(),
+            status: Arc::clone(&self.status),
+            suspects: Mutex::new(HashSet::new()),
+        });
+        let mut workers = JoinSet::new();
+        for _ in 0..self.config.relay.workers {
+            workers.spawn(Worker::new(self, polling, &lane).run());
+        }
+        let beside = self.drain.stopping().child_token();
+        let mut helpers = JoinSet::new();
+        helpers.spawn(upkeep(
+            Arc::clone(&self.config),
+            self.outbox.clone(),
+            Arc::clone(polling),
+            beside.clone(),
+        ));
+        if self.outbox.notify {
+            helpers.spawn(wakeups(
+                Arc::clone(&self.config),
+                self.outbox.clone(),
+                Arc::clone(polling),
+                beside.clone(),
+            ));
+        }
+        let mut worked = Worked::Ended(Ended::Stopped);
+        while let Some(ended) = workers.join_next().await {
+            match ended {
+                Ok(Worked::Ended(Ended::Stopped)) => {}
+                Ok(Worked::Ended(ended)) => worked = Worked::Ended(ended),
+                Ok(Worked::LookAgain) => {
+                    worked = Worked::LookAgain;
+                    polling.leave();
+                }
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            }
+        }
+        beside.cancel();
+        helpers.shutdown().await;
+        worked
+    }
+
+    async fn left(&self) -> Result<Left, Error> {
+        let mut inspector = Inspector::new(&self.config, &self.outbox, true)?;
+        let polling = match inspector.look().await? {
+            Inspection::Ready(polling) => polling,
+            Inspection::Waiting(line) => return Err(Error::Changed(line)),
+            Inspection::Wrong(problems) => return Err(Error::Changed(problems.join("; "))),
+        };
+        PollingSource::new(&polling, &self.config.database, &self.config.relay)?
+            .left()
+            .await
+    }
+}
+
+enum Looked {
+    Ready(Arc<Polling>),
+    Waiting(String),
+    /// Somebody else's worker is at the table.
+    Busy(String),
+    Wrong(Vec<String>),
+}
+
+enum Worked {
+    Ended(Ended),
+    LookAgain,
+}
+
+/// One worker: a connection, a producer, the loop.
+struct Worker {
+    config: Arc<Config>,
+    polling: Arc<Polling>,
+    topics: Arc<Topics>,
+    lane: Arc<Lane>,
+    until: Until,
+}
+
+impl Worker {
+    fn new(serving: &Serving, polling: &Arc<Polling>, lane: &Arc<Lane>) -> Self {
+        Self {
+            config: Arc::clone(&serving.config),
+            polling: Arc::clone(polling),
+            topics: Arc::clone(&serving.topics),
+            lane: Arc::clone(lane),
+            until: serving.until,
+        }
+    }
+
+    async fn run(self) -> Worked {
+        let Config {
+            kafka,
+            relay,
+            database,
+            ..
+        } = &*self.config;
+        let mut sink = KafkaSink::new(kafka, relay, Arc::clone(&self.topics));
+        let source = PollingSource::new(&self.polling, database, relay);
+        let worked = match source {
+            Ok(mut source) => self.serve(&mut source, &mut sink).await,
+            Err(error) => Worked::Ended(Ended::Wrong(vec![super::chain(&error)])),
+        };
+        sink.close().await;
+        worked
+    }
+
+    /// Serves until the end, whatever goes wrong in between.
+    async fn serve(&self, source: &mut PollingSource, sink: &mut KafkaSink) -> Worked {
+        let stop = self.lane.drain.stopping();
+        let first = Duration::from_millis(100);
+        let mut backoff = Backoff::new(first, self.config.relay.retry_backoff_max);
+        loop {
+            let served = Instant::now();
+            let error = match self.lane.serve(source, sink).await {
+                Ok(End::Stopped) => return Worked::Ended(Ended::Stopped),
+                Ok(End::Empty) => return Worked::Ended(Ended::Empty),
+                Ok(End::SinkAway) => {
+                    let line = "Kafka could not be reached: look at its brokers, or at their names";
+                    return Worked::Ended(Ended::Unavailable(line.to_owned()));
+                }
+                Err(error) => error,
+            };
+            self.lane.status.trouble(&error);
+            if error.wants_inspection() {
+                return Worked::LookAgain;
+            }
+            if self.until == Until::Empty && backoff.failures() >= 5 {
+                return Worked::Ended(Ended::Unavailable(super::chain(&error)));
+            }
+            if served.elapsed() > self.config.relay.retry_backoff_max * 4 {
+                backoff.reset();
+            }
+            let pause = match error {
+                // each attempt publishes the same rows again: be slow about it
+                Error::Unsettled { .. } => UNSETTLED_PAUSE,
+                _ => backoff.next(random()),
+            };
+            tokio::select! {
+                () = stop.cancelled() => return Worked::Ended(Ended::Stopped),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Tends the outbox now and then, until `stop`.
+async fn upkeep(
+    config: Arc<Config>,
+    outbox: Outbox,
+    polling: Arc<Polling>,
+    stop: CancellationToken,
+) {
+    let Ok(mut upkeep) = Upkeep::new(&config.database, &outbox, &polling) else {
+        return;
+    };
+    let mut looked = Instant::now();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(upkeep.pause()) => {}
+        }
+        match upkeep.tend().await {
+            Ok(0) => {}
+            Ok(purged) => tracing::info!(outbox = %outbox.table, purged, "purged marked rows"),
+            Err(error) => tracing::warn!(
+                outbox = %outbox.table,
+                error = super::chain(&error),
+                "the upkeep failed; it comes round again"
+            ),
+        }
+        if looked.elapsed() >= REMINDER {
+            looked = Instant::now();
+            look_again(&config, &outbox).await;
+        }
+    }
+}
+
+/// Says what has become wrong with the table since the start, such as a sequence that caches now.
+async fn look_again(config: &Config, outbox: &Outbox) {
+    let looked = match Inspector::new(config, outbox, false) {
+        Ok(mut inspector) => inspector.look().await,
+        Err(error) => Err(error),
+    };
+    // what cannot be asked now is the workers' trouble too, and they tell it
+    if let Ok(Inspection::Wrong(problems)) = looked {
+        for problem in problems {
+            tracing::error!(outbox = %outbox.table, "{problem}");
+        }
+    }
+}
+
+/// Listens for inserts, until `stop`.
+async fn wakeups(
+    config: Arc<Config>,
+    outbox: Outbox,
+    polling: Arc<Polling>,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    while let Err(error) = listen(&config.database, &outbox.table, &polling, &stop).await {
+        tracing::warn!(
+            outbox = %outbox.table,
+            error = super::chain(&error),
+            "cannot listen for inserts; polling goes on, and listening is tried again"
+        );
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(backoff.next(random())) => {}
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Event → topic. Pure.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use crate::config::Layout;
+use crate::event::Event;
+use crate::outcome::Reason;
+
+/// The topic of an event: the row's own, or the template filled from the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Router {
+    template: Template,
+}
+
+/// What the topic of a row is decided by. Two rows that are equal in this go to the same topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Kind {
+    /// See [`Event::aggregate_type`].
+    pub aggregate_type: String,
+    /// See [`Event::event_type`].
+    pub event_type: String,
+    /// See [`Event::topic`].
+    pub topic: Option<String>,
+}
+
+impl Kind {
+    /// The kind of `event`.
+    #[must_use]
+    pub fn of(event: &Event) -> Self {
+        Self {
+            aggregate_type: event.aggregate_type.clone(),
+            event_type: event.event_type.clone(),
+            topic: event.topic.clone(),
+        }
+    }
+}
+
+/// What cannot be published now, so need not be claimed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The topics that are paused.
+    pub topics: HashSet<String>,
+    /// The kinds of rows that go to them, as far as they have been seen.
+    pub kinds: HashSet<Kind>,
+}
+
+impl Router {
+    /// A router by `template`.
+    #[must_use]
+    pub fn new(template: Template) -> Self {
+        Self { template }
+    }
+
+    /// The topic `event` belongs to.
+    ///
+    /// # Errors
+    /// The reason to park the row: its topic is not a legal name.
+    pub fn topic<'a>(&self, event: &'a Event) -> Result<Cow<'a, str>, Reason> {
+        let topic = match &event.topic {
+            Some(own) => Cow::Borrowed(own.as_str()),
+            None => Cow::Owned(self.template.fill(event)),
+        };
+        match illegal(&topic) {
+            None => Ok(topic),
+            Some(why) => Err(Reason::new(
+                "illegal_topic",
+                format!("the row's topic {why}"),
+            )),
+        }
+    }
+
+    /// Says how rows of `layout` are routed, so that two relays of a table can tell that they agree.
+    #[must_use]
+    pub fn fingerprint(&self, layout: Layout) -> String {
+        let layout = match layout {
+            Layout::Classic => "classic",
+            Layout::Native => "native",
+        };
+        format!("layout={layout} topic={} key=aggregate_id", self.template)
+    }
+}
+
+/// Why `topic` is no legal name, if so. The rule is Kafka's own
+/// (`org.apache.kafka.common.internals.Topic.validate`): 1 to 249 of `[a-zA-Z0-9._-]`, and
+/// neither `.` nor `..`.
+fn illegal(topic: &str) -> Option<String> {
+    const LENGTH_MAX: usize = 249;
+    if topic.is_empty() {
+        Some("is empty".into())
+    } else if topic == "." || topic == ".." {
+        Some(format!("is `{topic}`, which Kafka keeps for itself"))
+    } else if topic.len() > LENGTH_MAX {
+        Some(format!(
+            "has {} bytes; Kafka takes at most {LENGTH_MAX}",
+            topic.len()
+        ))
+    } else {
+        let c = topic.chars().find(|c| !legal(*c))?;
+        Some(format!(
+            "has the character {c:?}; Kafka takes a-z A-Z 0-9 . _ -"
+        ))
+    }
+}
+
+fn legal(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// A topic name with places to fill: `${aggregate_type:lower}-events`.
+///
+/// The fields are `aggregate_type` and `event_type`, as they are or with `:lower` or `:upper`. The
+/// aggregate's id is no field: a topic for each aggregate is not what topics are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    text: String,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Field(Field, Case),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    AggregateType,
+    EventType,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Kept,
+    Lower,
+    Upper,
+}
+
+impl Template {
+    /// What a table is routed by unless its config says otherwise.
+    pub const DEFAULT: &str = "${aggregate_type:lower}-events";
+
+    /// Reads a template.
+    ///
+    /// # Errors
+    /// One sentence on what is wrong with `text`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("${") {
+            let (name, after) = after
+                .split_once('}')
+                .ok_or_else(|| "a `${` has no closing `}`".to_owned())?;
+            if !before.is_empty() {
+                parts.push(Part::Text(before.to_owned()));
+            }
+            let (name, case) = match name.split_once(':') {
+                None => (name, Case::Kept),
+                Some((name, "lower")) => (name, Case::Lower),
+                Some((name, "upper")) => (name, Case::Upper),
+                Some((_, other)) => {
+                    return Err(format!("`:{other}` is neither `:lower` nor `:upper`"));
+                }
+            };
+            let field = match name {
+                "aggregate_type" => Field::AggregateType,
+                "event_type" => Field::EventType,
+                _ => {
+                    return Err(format!(
+                        "`{name}` is neither `aggregate_type` nor `event_type`"
+                    ));
+                }
+            };
+            parts.push(Part::Field(field, case));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Text(rest.to_owned()));
+        }
+        if parts.is_empty() {
+            return Err("it is empty".into());
+        }
+        if let Some(c) = parts
+            .iter()
+            .filter_map(Part::text)
+            .flat_map(str::chars)
+            .find(|c| !legal(*c))
+        {
+            return Err(format!(
+                "it has the character {c:?}; Kafka takes a-z A-Z 0-9 . _ -"
+            ));
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            parts,
+        })
+    }
+
+    fn fill(&self, event: &Event) -> String {
+        let mut topic = String::with_capacity(self.text.len() + event.aggregate_type.len());
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => topic.push_str(text),
+                Part::Field(field, case) => {
+                    let value = match field {
+                        Field::AggregateType => &event.aggregate_type,
+                        Field::EventType => &event.event_type,
+                    };
+                    match case {
+                        Case::Kept => topic.push_str(value),
+                        Case::Lower => topic.push_str(&value.to_lowercase()),
+                        Case::Upper => topic.push_str(&value.to_uppercase()),
+                    }
+                }
+            }
+        }
+        topic
+    }
+}
+
+impl Part {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Field(..) => None,
+        }
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn event(aggregate_type: &str, event_type: &str, topic: Option<&str>) -> Event {
+        Event {
+            seq: 1,
+            id: Uuid::nil(),
+            aggregate_type: aggregate_type.into(),
+            aggregate_id: Some("a".into()),
+            event_type: event_type.into(),
+            payload: None,
+            headers: None,
+            topic: topic.map(str::to_owned),
+            parked: None,
+        }
+    }
+
+    fn topic(template: &str, event: &Event) -> Result<String, String> {
+        let router = Router::new(Template::parse(template).unwrap());
+        router
+            .topic(event)
+            .map(Cow::into_owned)
+            .map_err(|reason| reason.text)
+    }
+
+    #[test]
+    fn the_default_is_the_type_in_lower_case() {
+        let topic = topic(Template::DEFAULT, &event("OrderLine", "x", None));
+        assert_eq!(topic.as_deref(), Ok("orderline-events"));
+    }
+
+    #[test]
+    fn fields_case_and_text_are_filled_in() {
+        let event = event("Order", "Created", None);
+        assert_eq!(topic("all", &event).as_deref(), Ok("all"));
+        assert_eq!(
+            topic("${aggregate_type}.${event_type:upper}", &event).as_deref(),
+            Ok("Order.CREATED")
+        );
+    }
+
+    #[test]
+    fn the_rows_own_topic_overrides() {
+        let event = event("Order", "Created", Some("billing"));
+        assert_eq!(topic(Template::DEFAULT, &event).as_deref(), Ok("billing"));
+    }
+
+    #[test]
+    fn illegal_topics_are_refused_with_what_is_wrong() {
+        let long = "x".repeat(250);
+        let cases = [
+            ("", "is empty"),
+            (".", "is `.`"),
+            ("..", "is `..`"),
+            ("a b", "' '"),
+            ("ä", "'ä'"),
+            ("a\0", "'\\0'"),
+            (long.as_str(), "250 bytes"),
+        ];
+        for (name, why) in cases {
+            let error = topic("t", &event("a", "b", Some(name))).unwrap_err();
+            assert!(error.contains(why), "{name:?}: {error}");
+        }
+        assert!(topic("${aggregate_type}", &event("Größe", "b", None)).is_err());
+        assert!(topic("t", &event("a", "b", Some(&"x".repeat(249)))).is_ok());
+    }
+
+    #[test]
+    fn bad_templates_say_what_is_wrong() {
+        let cases = [
+            ("", "empty"),
+            ("${aggregate_type", "closing"),
+            ("${aggregate_id}", "aggregate_id"),
+            ("${event_type:title}", ":title"),
+            ("order events", "' '"),
+        ];
+        for (template, why) in cases {
+            let error = Template::parse(template).unwrap_err();
+            assert!(error.contains(why), "{template:?}: {error}");
+        }
+    }
+}

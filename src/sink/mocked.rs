@@ -1,0 +1,430 @@
+//! The sink against librdkafka's mock cluster: how errors are mapped, and nothing else. The mock
+//! skips the checks of sequence numbers, so it is no evidence for order or loss.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use tokio::time::{sleep, timeout};
+
+use super::{Attempt, KafkaSink, Sink, Topics, testing};
+use crate::outcome::Outcome;
+use crate::record::Record;
+
+type Mock = MockCluster<'static, DefaultProducerContext>;
+
+fn cluster(topics: &[&str]) -> (Mock, KafkaSink) {
+    let mock = MockCluster::new(1).unwrap();
+    for topic in topics {
+        mock.create_topic(topic, 4, 1).unwrap();
+    }
+    let (kafka, relay) = (testing::kafka(&mock.bootstrap_servers()), testing::relay());
+    let topics = Arc::new(Topics::new(&kafka, &relay));
+    (mock, KafkaSink::new(&kafka, &relay, topics))
+}
+
+fn record(topic: &str, key: &str) -> Record<'static> {
+    Record {
+        topic: topic.to_owned().into(),
+        key: key.as_bytes().to_vec().into(),
+        value: Some(b"v".to_vec().into()),
+        headers: Vec::new(),
+    }
+}
+
+fn together<'a>(records: &'a [Record<'a>]) -> Vec<Attempt<'a>> {
+    let attempt = |record| Attempt {
+        record,
+        alone: false,
+    };
+    records.iter().map(attempt).collect()
+}
+
+fn delivered(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Delivered { .. })
+}
+
+async fn publish(sink: &mut KafkaSink, attempts: &[Attempt<'_>]) -> Vec<Outcome> {
+    timeout(Duration::from_secs(20), sink.publish(attempts, pending()))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn an_unknown_topic_pauses_and_others_flow() {
+    let (mock, mut sink) = cluster(&["known"]);
+    mock.topic_error(
+        "gone",
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+    )
+    .unwrap();
+    let records = [
+        record("gone", "a"),
+        record("known", "a"),
+        record("gone", "b"),
+        record("known", "b"),
+    ];
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert_eq!(
+        (&outcomes[0], &outcomes[2]),
+        (&Outcome::Paused, &Outcome::Paused)
+    );
+    assert!(
+        delivered(&outcomes[1]) && delivered(&outcomes[3]),
+        "{outcomes:?}"
+    );
+    assert_eq!(sink.paused(), ["gone".to_owned()].into());
+
+    mock.topic_error("gone", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR)
+        .unwrap();
+    while !sink.paused().is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+    sink.close().await;
+}
+
+#[tokio::test]
+async fn a_refusal_suspects_a_batch_and_rejects_a_record_alone() {
+    let (mock, mut sink) = cluster(&["t"]);
+    let warm = [record("t", "warm")];
+    assert!(
+        publish(&mut sink, &together(&warm))
+            .await
+            .iter()
+            .all(delivered)
+    );
+
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    mock.request_errors(RDKafkaApiKey::Produce, &[too_large]);
+    let records = [record("t", "a"), record("t", "a"), record("t", "a")];
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert_eq!(outcomes[0], Outcome::Suspect);
+    assert!(
+        !outcomes.iter().any(delivered),
+        "nothing of the key passes a refusal: {outcomes:?}"
+    );
+
+    mock.request_errors(RDKafkaApiKey::Produce, &[too_large]);
+    let mut attempts = together(&records);
+    attempts[0].alone = true;
+    let outcomes = publish(&mut sink, &attempts).await;
+    match &outcomes[0] {
+        Outcome::Rejected(reason) => assert_eq!(reason.class, "too_large"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        outcomes[1..],
+        [Outcome::Unfinished, Outcome::Unfinished],
+        "its key waits"
+    );
+
+    // the producer was made anew: the rest flows
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn after_a_record_alone_was_refused_other_keys_go_on_in_the_same_publish() {
+    let (mock, mut sink) = cluster(&["t"]);
+    let warm = [record("t", "warm")];
+    assert!(
+        publish(&mut sink, &together(&warm))
+            .await
+            .iter()
+            .all(delivered)
+    );
+    mock.request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD],
+    );
+    let records = [record("t", "a"), record("t", "b"), record("t", "a")];
+    let mut attempts = together(&records);
+    attempts[0].alone = true;
+    let outcomes = publish(&mut sink, &attempts).await;
+    assert!(matches!(&outcomes[0], Outcome::Rejected(reason) if reason.class == "invalid_record"));
+    assert!(delivered(&outcomes[1]), "{outcomes:?}");
+    assert_eq!(outcomes[2], Outcome::Unfinished);
+}
+
+#[tokio::test]
+async fn a_topic_that_may_not_be_written_is_found_by_one_record() {
+    let (mock, mut sink) = cluster(&["denied"]);
+    mock.request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED],
+    );
+    let records = [
+        record("denied", "a"),
+        record("denied", "b"),
+        record("denied", "a"),
+    ];
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert_eq!(
+        outcomes,
+        [Outcome::Paused, Outcome::Paused, Outcome::Paused]
+    );
+    assert_eq!(sink.paused(), ["denied".to_owned()].into());
+    while !sink.paused().is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(
+        outcomes.iter().all(delivered),
+        "one error was pushed, one record met it: {outcomes:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_left_at_the_deadline_is_withdrawn_and_goes_when_the_broker_is_back() {
+    let (mock, mut sink) = cluster(&["t"]);
+    sink.ready().await;
+    let records = [record("t", "a"), record("t", "b")];
+    assert!(
+        publish(&mut sink, &together(&records))
+            .await
+            .iter()
+            .all(delivered)
+    );
+
+    mock.broker_down(1).unwrap();
+    let begun = tokio::time::Instant::now();
+    let outcomes = sink
+        .publish(&together(&records), sleep(Duration::from_millis(500)))
+        .await;
+    assert_eq!(outcomes, [Outcome::Unfinished, Outcome::Unfinished]);
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(
+        timeout(Duration::from_secs(1), sink.ready()).await.is_err(),
+        "away"
+    );
+    assert!(!sink.topics().reachable());
+
+    mock.broker_up(1).unwrap();
+    timeout(Duration::from_secs(5), sink.ready())
+        .await
+        .expect("back within 5 s");
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+    assert!(sink.topics().reachable());
+}
+
+/// Two brokers. The second leads `theirs`: while it is down they take nothing, and the cluster
+/// answers. (The mock has no better way: it dies of a record for a partition without a leader.)
+fn cluster_of_two(topics: &[&str], theirs: &[(&str, i32)]) -> (Mock, KafkaSink) {
+    let mock = MockCluster::new(2).unwrap();
+    for topic in topics {
+        mock.create_topic(topic, 4, 1).unwrap();
+        for partition in 0..4 {
+            let leader = 1 + i32::from(theirs.contains(&(topic, partition)));
+            mock.partition_leader(topic, partition, Some(leader))
+                .unwrap();
+        }
+    }
+    let (kafka, relay) = (testing::kafka(&mock.bootstrap_servers()), testing::relay());
+    let topics = Arc::new(Topics::new(&kafka, &relay));
+    (mock, KafkaSink::new(&kafka, &relay, topics))
+}
+
+#[tokio::test]
+async fn a_topic_that_is_silent_though_the_cluster_answers_pauses_alone() {
+    let theirs = [0, 1, 2, 3].map(|partition| ("silent", partition));
+    let (mock, mut sink) = cluster_of_two(&["silent", "well"], &theirs);
+    let records = [
+        record("silent", "a"),
+        record("well", "a"),
+        record("silent", "a"),
+        record("silent", "b"),
+        record("well", "b"),
+    ];
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+
+    // it was looked at a moment ago: nothing but silence tells
+    mock.broker_down(2).unwrap();
+    let outcomes = sink
+        .publish(&together(&records), sleep(Duration::from_millis(1500)))
+        .await;
+    assert!(
+        delivered(&outcomes[1]) && delivered(&outcomes[4]),
+        "{outcomes:?}"
+    );
+    for i in [0, 2, 3] {
+        assert_eq!(outcomes[i], Outcome::Paused, "{outcomes:?}");
+    }
+    assert_eq!(sink.paused(), ["silent".to_owned()].into());
+    assert!(sink.topics().reachable());
+
+    mock.broker_up(2).unwrap();
+    while !sink.paused().is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn topics_that_stay_silent_starve_no_new_one() {
+    let names = ["a", "b", "c"];
+    let all = |topic| (0..4).map(move |partition| (topic, partition));
+    let theirs: Vec<_> = names.into_iter().flat_map(all).collect();
+    let (mock, mut sink) = cluster_of_two(&["a", "b", "c", "new"], &theirs);
+    mock.broker_down(2).unwrap();
+    let mut paused = 0;
+    for topic in names {
+        let records = [record(topic, "k")];
+        let outcomes = sink
+            .publish(&together(&records), sleep(Duration::from_millis(1500)))
+            .await;
+        paused += usize::from(outcomes == [Outcome::Paused]);
+    }
+    assert_eq!(paused, 3);
+    while !sink.paused().is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let records = ["a", "b", "c", "new"].map(|topic| record(topic, "k"));
+    let begun = tokio::time::Instant::now();
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    let took = begun.elapsed();
+    for outcome in &outcomes[..3] {
+        assert_eq!(*outcome, Outcome::Paused);
+    }
+    assert!(delivered(&outcomes[3]), "{outcomes:?}");
+    assert_eq!(sink.paused(), ["a".to_owned()].into(), "one was tried");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_topic_below_its_min_isr_is_silent() {
+    let (mock, mut sink) = cluster(&["t"]);
+    let records = [record("t", "a")];
+    // librdkafka tries again and again: it never runs out of these
+    let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 1000];
+    mock.request_errors(RDKafkaApiKey::Produce, &errors);
+    let outcomes = sink
+        .publish(&together(&records), sleep(Duration::from_millis(1500)))
+        .await;
+    assert_eq!(outcomes, [Outcome::Paused]);
+    mock.clear_request_errors(RDKafkaApiKey::Produce);
+    while !sink.paused().is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_topic_with_one_silent_partition_is_tried_with_one_record_for_a_short_time() {
+    let (mock, mut sink) = cluster_of_two(&["t"], &[("t", 2)]);
+    let keys = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    let records = keys.map(|key| record("t", key));
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    let theirs = |outcome: &Outcome| matches!(outcome, Outcome::Delivered { partition: 2, .. });
+    let stuck = outcomes.iter().position(theirs).unwrap();
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+
+    mock.broker_down(2).unwrap();
+    let outcomes = sink
+        .publish(&together(&records), sleep(Duration::from_millis(1500)))
+        .await;
+    assert_eq!(outcomes[stuck], Outcome::Unfinished);
+    assert!(outcomes.iter().any(delivered), "{outcomes:?}");
+    assert!(sink.paused().is_empty(), "it takes records");
+
+    let begun = tokio::time::Instant::now();
+    let outcomes = publish(&mut sink, &together(&records[stuck..=stuck])).await;
+    assert_eq!(outcomes, [Outcome::Paused]);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(4), "nobody gave up: {took:?}");
+}
+
+#[tokio::test]
+async fn silence_is_no_topics_fault_while_the_cluster_is_away() {
+    let (mock, mut sink) = cluster(&["t"]);
+    let records = [record("t", "a"), record("t", "b")];
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+    // too slow to answer anything in time, and never cut off
+    mock.broker_round_trip_time(1, Duration::from_secs(8))
+        .unwrap();
+    let begun = tokio::time::Instant::now();
+    let outcomes = sink
+        .publish(&together(&records), sleep(Duration::from_millis(1500)))
+        .await;
+    assert_eq!(outcomes, [Outcome::Unfinished, Outcome::Unfinished]);
+    assert!(sink.paused().is_empty());
+    assert!(!sink.topics().reachable());
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_record_larger_than_its_topic_is_rejected_unsent_and_its_key_waits() {
+    let (_mock, mut sink) = cluster(&["t"]);
+    let mut records = [
+        record("t", "a"),
+        record("t", "a"),
+        record("t", "a"),
+        record("t", "b"),
+    ];
+    records[1].value = Some(vec![b'x'; 1_000_001].into());
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(
+        delivered(&outcomes[0]) && delivered(&outcomes[3]),
+        "{outcomes:?}"
+    );
+    match &outcomes[1] {
+        Outcome::Rejected(reason) => {
+            assert_eq!(reason.class, "too_large");
+            assert!(reason.text.contains("1000000"), "{}", reason.text);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(outcomes[2], Outcome::Unfinished);
+}
+
+#[tokio::test]
+async fn a_key_goes_to_the_partition_the_java_client_chooses() {
+    let vectors = include_str!("../../tests/vectors/java_murmur2.txt");
+    let rows: Vec<Vec<&str>> = vectors
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(rows.len() > 20);
+    let (mock, mut sink) = cluster(&[]);
+    for (column, partitions) in [(2, 4), (3, 8), (4, 12), (5, 50)] {
+        let topic = format!("p{partitions}");
+        mock.create_topic(&topic, partitions, 1).unwrap();
+        let bytes = |hex: &str| -> Vec<u8> {
+            let digits: Vec<char> = hex.trim_start_matches('-').chars().collect();
+            let byte = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16);
+            digits.chunks(2).map(|pair| byte(pair).unwrap()).collect()
+        };
+        let keyed = |row: &Vec<&str>| Record {
+            key: bytes(row[0]).into(),
+            ..record(&topic, "")
+        };
+        let records: Vec<_> = rows.iter().map(keyed).collect();
+        let outcomes = publish(&mut sink, &together(&records)).await;
+        for (row, outcome) in rows.iter().zip(outcomes) {
+            let Outcome::Delivered { partition, .. } = outcome else {
+                panic!("{row:?}: {outcome:?}");
+            };
+            assert_eq!(
+                partition.to_string(),
+                row[column],
+                "{} of {partitions}",
+                row[0]
+            );
+        }
+    }
+}

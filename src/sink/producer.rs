@@ -1,0 +1,577 @@
+//! `KafkaSink`: one worker's way into Kafka. A batch goes in, every report is waited for, the
+//! outcomes come out; nothing is in the producer between two batches.
+//!
+//! **States** of the producer: *none* → *ready* (made at the first need) → *busy* (a group of
+//! records is in it) → *ready* again when each of them was acknowledged, else *over*: purged,
+//! dropped, and none again.
+//!
+//! **Invariants**
+//! - One worker, one producer, one batch: a purge can never touch another batch's records, and what
+//!   follows a withdrawn record is withdrawn with it.
+//! - Records of a key are enqueued in order, and none after one of that key was rejected, suspected
+//!   or left unfinished in the same publish; none of a topic after a fault of that topic.
+//! - An acknowledgement counts only with a real offset (see `outcome`). Silence is unfinished.
+//! - A producer that reported any failure takes no further record. Its successor starts with a
+//!   producer id of its own; whatever the old one still has on the wire can only repeat what the
+//!   new one sends again, so first occurrences still ascend.
+//!
+//! **Failures**: a refusal, a fatal error, a topic's fault, and the deadline all end the generation.
+//! Within one publish the groups that remain go on with a new one, if the deadline allows.
+//!
+//! **Silence**: librdkafka keeps trying a topic below its minimum of in-sync replicas, or a
+//! partition without a leader, and reports nothing. So when a group ends for want of answers the
+//! cluster is asked, by a new connection: if it answers, a topic that took nothing of the group is
+//! paused, and the lanes need not stand behind its rows. If it does not, it is an outage.
+//!
+//! **Drawbacks chosen**: a producer per worker costs its threads and connections; a failure costs
+//! the records in flight beside it a repeat; and a batch costs one round trip per partition (see
+//! `settings`). Sharing one producer would save all three and lose the first invariant.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, error};
+
+use super::generation::{Generation, Refused, Report, ask_limits};
+use super::outcome::{self, Fault, TopicFault};
+use super::round::Round;
+use super::settings;
+use super::topics::{PROBE_TIMEOUT, Standing, Topics};
+use super::{Attempt, Sink};
+use crate::backoff::Backoff;
+use crate::config;
+use crate::ops::{failpoint, random};
+use crate::outcome::Outcome;
+
+/// How long a record waits for room in the queue before it is tried again.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
+/// After a first failure, how long the records in flight beside it may take to be answered.
+const FAILURE_GRACE: Duration = Duration::from_millis(250);
+/// Shortest pause between two probes of a cluster that is away.
+const PROBE_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest one: Kafka is found again within seconds of its return, however long it was away.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A group that was out for less than this says nothing by its silence; nor one for less than half
+/// of the publish deadline, where that is shorter.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
+/// How long a large record waits to hear whether its topic takes it, and between two looks.
+const LIMITS_TIMEOUT: Duration = Duration::from_secs(5);
+const LIMITS_PAUSE: Duration = Duration::from_millis(10);
+/// How long the end of the last producer is waited for.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Publishes one worker's batches to Kafka.
+pub struct KafkaSink {
+    kafka: config::Kafka,
+    relay: config::Relay,
+    topics: Arc<Topics>,
+    generation: Option<Generation>,
+    /// Questions about size limits that are not answered yet.
+    limits: JoinSet<()>,
+    /// Whether the cluster took the last records it was given, or answered the last probe.
+    ready: bool,
+    probes: Backoff,
+}
+
+impl KafkaSink {
+    /// A sink that connects when it is first needed. `topics` is shared by the workers of a process.
+    #[must_use]
+    pub fn new(kafka: &config::Kafka, relay: &config::Relay, topics: Arc<Topics>) -> Self {
+        let pause_max = relay.retry_backoff_max.min(PROBE_PAUSE_MAX);
+        Self {
+            kafka: kafka.clone(),
+            relay: relay.clone(),
+            topics,
+            generation: None,
+            limits: JoinSet::new(),
+            ready: false,
+            probes: Backoff::new(PROBE_PAUSE_MIN, pause_max),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// Takes the producer out, made anew if there is none or it is sized for other topics.
+    async fn generation(&mut self) -> Result<Generation, String> {
+        let sizes = self.topics.sizes();
+        if let Some(generation) = self.generation.take() {
+            if generation.sizes() == sizes {
+                return Ok(generation);
+            }
+            debug!(
+                ?sizes,
+                "the producer is made anew: a topic has another size limit"
+            );
+            end(generation);
+        }
+        let settings = settings::producer(&self.kafka, &self.relay, sizes);
+        let made = Generation::make(settings, sizes).await;
+        made.map_err(|error| {
+            let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
+            error!("{why}");
+            why
+        })
+    }
+
+    /// Asks Kafka about `names`. What it says goes into the shared facts.
+    async fn look_up(&mut self, names: Vec<String>) -> Result<(), String> {
+        let generation = self.generation().await?;
+        match generation.ask(names).await {
+            Ok(answers) => {
+                self.generation = Some(generation);
+                let now = Instant::now();
+                let mut found = Vec::new();
+                for (topic, answer) in answers {
+                    match answer {
+                        Ok(read) => {
+                            self.topics.read(&topic, read, now);
+                            found.push(topic);
+                        }
+                        Err(fault) => self.topics.pause(&topic, fault, now),
+                    }
+                }
+                self.topics.answers();
+                self.ask_limits(found);
+                Ok(())
+            }
+            Err(error) => {
+                let why = generation.complaint();
+                end(generation);
+                Err(why.unwrap_or_else(|| outcome::in_words(&error)))
+            }
+        }
+    }
+
+    /// Asks for the size limits of `topics`, and waits for no answer: some brokers give none.
+    fn ask_limits(&mut self, topics: Vec<String>) {
+        while self.limits.try_join_next().is_some() {}
+        if topics.is_empty() {
+            return;
+        }
+        let (settings, facts) = (settings::connection(&self.kafka), Arc::clone(&self.topics));
+        facts.asked_limits(&topics);
+        self.limits.spawn(async move {
+            let limits = ask_limits(settings, topics.clone()).await;
+            for topic in topics {
+                let limit = limits.iter().find(|(name, _)| *name == topic);
+                facts.limit(&topic, limit.and_then(|(_, limit)| *limit));
+            }
+        });
+    }
+
+    /// Waits a little for an answer about a topic's size limit, its own question's or another
+    /// worker's, where a record of `round` is large enough for it to decide.
+    async fn weigh<F: Future<Output = ()>>(&self, round: &Round<'_>, give_up: &mut GiveUp<'_, F>) {
+        let usual = self.topics.default_limit_bytes();
+        let large = |attempt: &&Attempt<'_>| attempt.record.size_bytes() > usual;
+        let until = Instant::now() + LIMITS_TIMEOUT;
+        for attempt in round.attempts.iter().filter(large) {
+            while self.topics.awaits_limit(&attempt.record.topic) && Instant::now() < until {
+                if give_up.unless(sleep(LIMITS_PAUSE)).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Brings the facts about the topics of `round` up to date where they must be known.
+    async fn learn<F: Future<Output = ()>>(
+        &mut self,
+        round: &mut Round<'_>,
+        give_up: &mut GiveUp<'_, F>,
+    ) {
+        let now = Instant::now();
+        let unknown = |topic: &&&str| self.topics.standing(topic, now) == Standing::Unknown;
+        let mut names: Vec<String> = round
+            .topics
+            .iter()
+            .filter(unknown)
+            .map(ToString::to_string)
+            .collect();
+        if names.is_empty() {
+            names = self.topics.take_stale(now);
+        }
+        if names.is_empty() {
+            return;
+        }
+        let looked_up = give_up.unless(self.look_up(names)).await;
+        match looked_up {
+            Some(Ok(())) => {}
+            Some(Err(why)) => round.trouble = Some(why),
+            None => {
+                round.trouble =
+                    Some("it does not answer questions about topics in time".to_owned());
+            }
+        }
+    }
+
+    /// Sends `list`, indices in ascending order, in groups: one for each attempt that must be
+    /// alone, one for whatever lies between.
+    async fn send_list<F: Future<Output = ()>>(
+        &mut self,
+        round: &mut Round<'_>,
+        list: &[usize],
+        give_up: &mut GiveUp<'_, F>,
+    ) {
+        let mut rest = list;
+        while let Some(&first) = rest.first() {
+            let attempts = round.attempts;
+            let alone = attempts[first].alone;
+            let length = if alone {
+                1
+            } else {
+                let next_alone = rest.iter().position(|&i| attempts[i].alone);
+                next_alone.unwrap_or(rest.len())
+            };
+            let (group, after) = rest.split_at(length);
+            rest = after;
+            self.send_group(round, group, None, give_up).await;
+        }
+    }
+
+    /// Sends `lists`, each of a topic of its own, that did not take a record yet: one record first,
+    /// and the rest if that was delivered. Topics that nothing speaks against come first, then
+    /// those that wait the longest. Doubtful ones are tried for a short time, all of them together.
+    async fn send_unproven<F: Future<Output = ()>>(
+        &mut self,
+        round: &mut Round<'_>,
+        lists: Vec<Vec<usize>>,
+        give_up: &mut GiveUp<'_, F>,
+    ) {
+        let attempts = round.attempts;
+        let trial = |list: Vec<usize>| (self.topics.trial(&attempts[list[0]].record.topic), list);
+        let mut trials: Vec<_> = lists.into_iter().map(trial).collect();
+        trials.sort_by_key(|(trial, _)| trial.doubted_at);
+        let mut doubting_since = None;
+        for (trial, list) in trials {
+            if trial.doubted_at.is_some() {
+                let since: &mut Instant = doubting_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= PROBE_TIMEOUT {
+                    // another publish tries it: the lanes of this one have waited enough
+                    list.iter().for_each(|&i| round.enter(i, Outcome::Paused));
+                    continue;
+                }
+            }
+            let (probe, rest) = list.split_at(1);
+            self.send_group(round, probe, trial.timeout, give_up).await;
+            // A probe that is suspect, rejected or unfinished proved nothing, good or bad: the rest
+            // waits for the next publish, as it does when the topic is paused.
+            if matches!(round.outcomes[probe[0]], Some(Outcome::Delivered { .. })) {
+                self.send_list(round, rest, give_up).await;
+            }
+        }
+    }
+
+    /// Sends the attempts of `group` that nothing holds back, waits for their reports, for
+    /// `patience` at most if that is given, and enters the outcomes.
+    async fn send_group<F: Future<Output = ()>>(
+        &mut self,
+        round: &mut Round<'_>,
+        group: &[usize],
+        patience: Option<Duration>,
+        give_up: &mut GiveUp<'_, F>,
+    ) {
+        let group: Vec<usize> = group.iter().copied().filter(|&i| round.may_go(i)).collect();
+        if group.is_empty() || give_up.over() {
+            return;
+        }
+        let Some(generation) = give_up.unless(self.generation()).await else {
+            return;
+        };
+        let generation = match generation {
+            Ok(generation) => generation,
+            Err(why) => {
+                round.trouble = Some(why);
+                return;
+            }
+        };
+        let begun = Instant::now();
+        generation.open(group.len());
+        let refused = enqueue(&generation, round.attempts, &group, give_up).await;
+        let ended = collect(&generation, patience, give_up).await;
+        failpoint("sink_acked");
+        let mut reports = generation.take();
+        if let Some((slot, code)) = refused {
+            reports[slot] = Report::Failed(code);
+        }
+        if ended == Ended::Clean && refused.is_none() && !generation.fatal() {
+            self.judge(round, &group, &reports, false);
+            self.generation = Some(generation);
+            return;
+        }
+        let telling = SILENCE_MIN.min(self.relay.publish_timeout / 2);
+        let late = ended == Ended::Late;
+        let (long, cut_off) = (begun.elapsed() >= telling, generation.was_cut_off());
+        let complaint = generation.complaint();
+        end(generation);
+        let answers = late && long && !cut_off && self.cluster_answers().await;
+        self.judge(round, &group, &reports, answers);
+        if late && (long || cut_off) && !answers && round.trouble.is_none() {
+            let why = complaint.unwrap_or_else(|| "it does not acknowledge records in time".into());
+            round.trouble = Some(why);
+        }
+    }
+
+    /// Asks the cluster, by a producer that never had an answer: an older one would remember.
+    async fn cluster_answers(&mut self) -> bool {
+        let Ok(generation) = self.generation().await else {
+            return false;
+        };
+        let answers = generation.cluster_answers().await;
+        self.generation = Some(generation);
+        answers
+    }
+
+    /// Turns a group's reports into outcomes, and into what is known of its topics. `answers` tells
+    /// that the group was given up on, and that the cluster answers nevertheless.
+    fn judge(&self, round: &mut Round<'_>, group: &[usize], reports: &[Report], answers: bool) {
+        let alone = group.len() == 1;
+        let attempts = round.attempts;
+        let topic = |i: usize| &*attempts[i].record.topic;
+        let mut taking: HashSet<&str> = HashSet::new();
+        let mut unanswered: HashSet<&str> = HashSet::new();
+        let mut outcomes = Vec::with_capacity(group.len());
+        for (&i, &report) in group.iter().zip(reports) {
+            let outcome = match report {
+                Report::Silent => Outcome::Unfinished,
+                Report::Acked(partition, offset) => {
+                    outcome::of_report(Ok((partition, offset)), alone)
+                }
+                Report::Failed(code) => {
+                    match Fault::of(code) {
+                        Fault::Topic(fault) => self.topics.pause(topic(i), fault, Instant::now()),
+                        Fault::Cluster => round.trouble = Some(code.to_string()),
+                        Fault::Record(_) | Fault::Producer => {}
+                    }
+                    outcome::of_report(Err(code), alone)
+                }
+            };
+            match outcome {
+                Outcome::Delivered { .. } => _ = taking.insert(topic(i)),
+                Outcome::Unfinished => _ = unanswered.insert(topic(i)),
+                _ => {}
+            }
+            outcomes.push(outcome);
+        }
+        for topic in &taking {
+            self.topics.proven(topic);
+        }
+        let now = Instant::now();
+        for topic in &unanswered {
+            match (answers, taking.contains(topic)) {
+                (false, _) => self.topics.doubt(topic),
+                (true, true) => self.topics.suspect(topic, now),
+                (true, false) => self.topics.pause(topic, TopicFault::Silent, Instant::now()),
+            }
+        }
+        for (&i, outcome) in group.iter().zip(outcomes) {
+            let silent = answers && outcome == Outcome::Unfinished && !taking.contains(topic(i));
+            round.enter(i, if silent { Outcome::Paused } else { outcome });
+        }
+    }
+
+    /// What the round says about the cluster.
+    fn conclude(&mut self, round: &Round<'_>) {
+        if round.delivered {
+            self.topics.takes();
+            self.probes.reset();
+        } else if let Some(why) = &round.trouble {
+            self.topics.away(why, Instant::now());
+            self.ready = false;
+        }
+    }
+}
+
+impl Sink for KafkaSink {
+    async fn ready(&mut self) {
+        while !self.ready {
+            // The first probe is at once. What follows it waits, even after an answer, until a
+            // record was taken: a cluster may answer and still take nothing.
+            let pause = self.probes.next(random());
+            if self.probes.failures() > 1 {
+                sleep(pause).await;
+            }
+            let generation = match self.generation().await {
+                Ok(generation) => generation,
+                Err(why) => {
+                    self.topics.away(&why, Instant::now());
+                    continue;
+                }
+            };
+            let answers = generation.cluster_answers().await;
+            if answers {
+                self.topics.answers();
+                self.ready = true;
+            } else {
+                let why = generation.complaint();
+                self.topics.away(
+                    why.as_deref().unwrap_or("it does not answer"),
+                    Instant::now(),
+                );
+            }
+            self.generation = Some(generation);
+        }
+    }
+
+    fn paused(&self) -> HashSet<String> {
+        self.topics.paused()
+    }
+
+    async fn publish(
+        &mut self,
+        attempts: &[Attempt<'_>],
+        give_up: impl Future<Output = ()> + Send,
+    ) -> Vec<Outcome> {
+        let mut give_up = pin!(give_up);
+        let mut give_up = GiveUp::new(give_up.as_mut());
+        let mut round = Round::new(attempts);
+        self.learn(&mut round, &mut give_up).await;
+        self.weigh(&round, &mut give_up).await;
+        let plan = round.screen(&self.topics);
+        self.send_list(&mut round, &plan.proven, &mut give_up).await;
+        self.send_unproven(&mut round, plan.unproven, &mut give_up)
+            .await;
+        self.conclude(&round);
+        round.finish(&self.topics)
+    }
+
+    async fn close(mut self) {
+        let retired = self.generation.take().and_then(Generation::retire);
+        if let Some(retired) = retired
+            && tokio::time::timeout(CLOSE_TIMEOUT, retired).await.is_err()
+        {
+            debug!("the last producer takes its time to close: it is left behind");
+        }
+    }
+}
+
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        if let Some(generation) = self.generation.take() {
+            end(generation);
+        }
+    }
+}
+
+/// Lets `generation` go without waiting for it.
+fn end(generation: Generation) {
+    drop(generation.retire());
+}
+
+/// Enqueues the records of `group` in order, up to the first that librdkafka refuses or the
+/// deadline. Says which slot was refused and why; the room of what was not enqueued is given back.
+async fn enqueue<F: Future<Output = ()>>(
+    generation: &Generation,
+    attempts: &[Attempt<'_>],
+    group: &[usize],
+    give_up: &mut GiveUp<'_, F>,
+) -> Option<(usize, Code)> {
+    for (slot, &i) in group.iter().enumerate() {
+        if slot == group.len() / 2 {
+            failpoint("sink_enqueue");
+        }
+        let mut sent = generation.enqueue(slot, attempts[i].record);
+        while let Err(Refused {
+            code: Code::QueueFull,
+            record,
+        }) = sent
+        {
+            if give_up.unless(sleep(QUEUE_FULL_PAUSE)).await.is_none() {
+                generation.withdraw(group.len() - slot);
+                return Some((slot, Code::PurgeQueue));
+            }
+            sent = generation.send(*record);
+        }
+        if let Err(refused) = sent {
+            generation.withdraw(group.len() - slot);
+            return Some((slot, refused.code));
+        }
+    }
+    None
+}
+
+/// How the wait for a group's reports ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Each record was acknowledged.
+    Clean,
+    /// Some record failed.
+    Failed,
+    /// None failed, and some were not answered for in time.
+    Late,
+}
+
+/// Waits for the reports of the open group; at the deadline, after `patience`, or some time after a
+/// failure, what is still out is withdrawn.
+async fn collect<F: Future<Output = ()>>(
+    generation: &Generation,
+    patience: Option<Duration>,
+    give_up: &mut GiveUp<'_, F>,
+) -> Ended {
+    let reported = async {
+        match patience {
+            Some(patience) => tokio::time::timeout(patience, generation.first_failure_or_all())
+                .await
+                .is_ok(),
+            None => {
+                generation.first_failure_or_all().await;
+                true
+            }
+        }
+    };
+    if give_up.unless(reported).await != Some(true) {
+        generation.purge().await;
+        return Ended::Late;
+    }
+    if !generation.failed() {
+        return Ended::Clean;
+    }
+    let rest = tokio::time::timeout(FAILURE_GRACE, generation.all());
+    if !matches!(give_up.unless(rest).await, Some(Ok(()))) {
+        generation.purge().await;
+    }
+    Ended::Failed
+}
+
+/// The caller's deadline, which may be looked at again after it has passed.
+struct GiveUp<'f, F> {
+    future: Pin<&'f mut F>,
+    over: bool,
+}
+
+impl<'f, F: Future<Output = ()>> GiveUp<'f, F> {
+    fn new(future: Pin<&'f mut F>) -> Self {
+        Self {
+            future,
+            over: false,
+        }
+    }
+
+    fn over(&self) -> bool {
+        self.over
+    }
+
+    /// Runs `work` unless the deadline comes, or came, first.
+    async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        if self.over {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.future.as_mut() => {
+                self.over = true;
+                None
+            }
+        }
+    }
+}

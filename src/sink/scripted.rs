@@ -1,0 +1,257 @@
+//! A sink that does as it is told, for tests. It can do what a real Kafka does only at bad moments:
+//! write a record and lose the word of it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::{Attempt, Sink};
+use crate::outcome::Outcome;
+use crate::record::{EVENT_ID, Header, Record};
+
+/// What happens to a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// It is written and the sink says so.
+    Deliver,
+    /// It is written, and the sink does not learn of it: unfinished.
+    LoseTheWord,
+    /// It is not written, and this is its outcome.
+    Refuse(Outcome),
+    /// It is not written, and the publish waits for its deadline.
+    Hang,
+}
+
+/// A sink and the hold a test has on it: clones share everything.
+#[derive(Debug, Clone, Default)]
+pub struct ScriptedSink {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    up: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: HashMap<String, VecDeque<Reply>>,
+    topics: HashMap<String, Reply>,
+    written: Vec<Record<'static>>,
+    down: bool,
+    publishes: usize,
+}
+
+impl ScriptedSink {
+    /// A sink that delivers everything.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next attempts at the event with this id are answered with `replies`, one each; then it
+    /// is as if nothing had been said.
+    pub fn on_event(&self, event_id: &str, replies: impl IntoIterator<Item = Reply>) {
+        let mut state = self.state();
+        state
+            .events
+            .entry(event_id.to_owned())
+            .or_default()
+            .extend(replies);
+    }
+
+    /// Every record of `topic` is answered with `reply` from now on. A refusal with
+    /// [`Outcome::Paused`] pauses the topic.
+    pub fn on_topic(&self, topic: &str, reply: Reply) {
+        self.state().topics.insert(topic.to_owned(), reply);
+    }
+
+    /// While it is down, [`Sink::ready`] waits.
+    pub fn set_down(&self, down: bool) {
+        self.state().down = down;
+        if !down {
+            self.shared.up.notify_waiters();
+        }
+    }
+
+    /// What was written, in the order of the log, repeats included.
+    #[must_use]
+    pub fn written(&self) -> Vec<Record<'static>> {
+        self.state().written.clone()
+    }
+
+    /// The ids of what was written, in the order of the log.
+    #[must_use]
+    pub fn written_ids(&self) -> Vec<String> {
+        self.state().written.iter().map(event_id).collect()
+    }
+
+    /// How often something was published.
+    #[must_use]
+    pub fn publishes(&self) -> usize {
+        self.state().publishes
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One attempt: its outcome, or `None` to hang.
+    fn attempt(&self, record: &Record<'_>) -> Option<Outcome> {
+        let mut state = self.state();
+        let scripted = state
+            .events
+            .get_mut(&event_id(record))
+            .and_then(VecDeque::pop_front);
+        let reply = scripted.or_else(|| state.topics.get(&*record.topic).cloned());
+        let reply = reply.unwrap_or(Reply::Deliver);
+        if matches!(reply, Reply::Deliver | Reply::LoseTheWord) {
+            state.written.push(owned(record));
+        }
+        match reply {
+            Reply::Deliver => Some(Outcome::Delivered {
+                partition: 0,
+                offset: i64::try_from(state.written.len()).unwrap_or(i64::MAX) - 1,
+            }),
+            Reply::LoseTheWord => Some(Outcome::Unfinished),
+            Reply::Refuse(outcome) => Some(outcome),
+            Reply::Hang => None,
+        }
+    }
+}
+
+impl Sink for ScriptedSink {
+    async fn ready(&mut self) {
+        loop {
+            let up = self.shared.up.notified();
+            if !self.state().down {
+                return;
+            }
+            up.await;
+        }
+    }
+
+    fn paused(&self) -> HashSet<String> {
+        let state = self.state();
+        let paused = state
+            .topics
+            .iter()
+            .filter(|(_, reply)| **reply == Reply::Refuse(Outcome::Paused));
+        paused.map(|(topic, _)| topic.clone()).collect()
+    }
+
+    /// As Kafka's sink does, it tries no more of a key after one of it was not delivered; a paused
+    /// topic holds only itself.
+    async fn publish(
+        &mut self,
+        attempts: &[Attempt<'_>],
+        give_up: impl Future<Output = ()> + Send,
+    ) -> Vec<Outcome> {
+        self.state().publishes += 1;
+        let mut stopped: HashSet<&[u8]> = HashSet::new();
+        let mut hangs = false;
+        let mut outcomes = Vec::with_capacity(attempts.len());
+        for attempt in attempts {
+            let record = attempt.record;
+            if hangs || stopped.contains(&*record.key) {
+                outcomes.push(Outcome::Unfinished);
+                continue;
+            }
+            let outcome = self.attempt(record);
+            hangs = outcome.is_none();
+            let outcome = outcome.unwrap_or(Outcome::Unfinished);
+            if !matches!(outcome, Outcome::Delivered { .. } | Outcome::Paused) {
+                stopped.insert(&record.key);
+            }
+            outcomes.push(outcome);
+        }
+        if hangs {
+            give_up.await;
+        }
+        outcomes
+    }
+
+    async fn close(self) {}
+}
+
+fn event_id(record: &Record<'_>) -> String {
+    let header = record.headers.iter().find(|header| header.name == EVENT_ID);
+    let value = header.and_then(|header| header.value.as_deref());
+    String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+}
+
+fn owned(record: &Record<'_>) -> Record<'static> {
+    let header = |header: &Header<'_>| Header {
+        name: header.name.clone().into_owned().into(),
+        value: header.value.as_deref().map(|value| value.to_vec().into()),
+    };
+    Record {
+        topic: record.topic.clone().into_owned().into(),
+        key: record.key.to_vec().into(),
+        value: record.value.as_deref().map(|value| value.to_vec().into()),
+        headers: record.headers.iter().map(header).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use uuid::Uuid;
+
+    fn event(n: u128, key: &str) -> Event {
+        Event {
+            seq: 1,
+            id: Uuid::from_u128(n),
+            aggregate_type: "Order".into(),
+            aggregate_id: Some(key.into()),
+            event_type: "Changed".into(),
+            payload: None,
+            headers: None,
+            topic: None,
+            parked: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_word_is_written_and_unfinished_and_its_key_waits() {
+        let mut sink = ScriptedSink::new();
+        let events = [event(1, "a"), event(2, "a"), event(3, "b")];
+        let records: Vec<_> = events
+            .iter()
+            .map(|e| Record::encode(e, "t".into()).unwrap())
+            .collect();
+        let attempts: Vec<_> = records
+            .iter()
+            .map(|record| Attempt {
+                record,
+                alone: false,
+            })
+            .collect();
+        sink.on_event(&events[0].id.to_string(), [Reply::LoseTheWord]);
+        let outcomes = sink.publish(&attempts, std::future::pending()).await;
+        assert_eq!(outcomes[..2], [Outcome::Unfinished, Outcome::Unfinished]);
+        assert_eq!(
+            outcomes[2],
+            Outcome::Delivered {
+                partition: 0,
+                offset: 1
+            }
+        );
+        let outcomes = sink.publish(&attempts, std::future::pending()).await;
+        assert!(
+            outcomes
+                .iter()
+                .all(|o| matches!(o, Outcome::Delivered { .. }))
+        );
+        let ids = [1, 3, 1, 2, 3].map(|n| Uuid::from_u128(n).to_string());
+        assert_eq!(sink.written_ids(), ids);
+        assert_eq!(sink.publishes(), 2);
+    }
+}

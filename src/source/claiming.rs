@@ -1,0 +1,234 @@
+//! Claiming rows of lanes that are locked: as they stream in, without those that come after a row
+//! somebody else has locked.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row};
+use tokio::time::Instant;
+
+use super::Error;
+use super::decode::{self, ClaimedRow};
+use super::lanes::Claimed;
+use super::polling::PollingSource;
+use super::session::answer;
+use super::sql::Filtered;
+use crate::route::Waiting;
+
+/// How long an aggregate with a row that somebody else has locked is passed over before the relay
+/// looks again.
+const LOCKED_PAUSE: Duration = Duration::from_millis(500);
+
+/// Rows as the claim brought them.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// What fits the byte limit, lane by lane, in `seq` order.
+    pub(super) rows: Vec<ClaimedRow>,
+    pub(super) bytes: usize,
+    /// Rows each lane sent.
+    pub(super) came: HashMap<i32, i32>,
+    /// Whether the byte limit was reached, and the lanes that lost rows by it.
+    pub(super) cut: bool,
+    pub(super) left: HashSet<i32>,
+}
+
+impl Rows {
+    pub(super) fn came(&self, lanes: &[i32], asked: &[i32]) -> Vec<Claimed> {
+        let claimed = |(&lane, &asked): (&i32, &i32)| {
+            // a lane that lost rows to the byte limit has more, so it counts as full
+            let came = if self.left.contains(&lane) {
+                asked
+            } else {
+                self.came.get(&lane).copied().unwrap_or(0)
+            };
+            Claimed { lane, asked, came }
+        };
+        lanes.iter().zip(asked).map(claimed).collect()
+    }
+}
+
+/// What a claim passes over.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    pub(super) keys: Vec<String>,
+    pub(super) aggregate_types: Vec<String>,
+    pub(super) event_types: Vec<String>,
+    pub(super) topics: Vec<String>,
+}
+
+impl Filter {
+    pub(super) fn choose<'q>(filter: Option<&Self>, of: &Filtered) -> Statement<'q> {
+        sqlx::query(if filter.is_some() {
+            of.filtered.clone()
+        } else {
+            of.plain.clone()
+        })
+    }
+
+    pub(super) fn bind<'q>(filter: Option<&'q Self>, statement: Statement<'q>) -> Statement<'q> {
+        let Some(Self {
+            keys,
+            aggregate_types,
+            event_types,
+            topics,
+        }) = filter
+        else {
+            return statement;
+        };
+        statement
+            .bind(keys)
+            .bind(aggregate_types)
+            .bind(event_types)
+            .bind(topics)
+    }
+}
+
+pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
+
+impl PollingSource {
+    /// What to pass over, if anything.
+    pub(super) fn filter(&self, waiting: &Waiting) -> Option<Filter> {
+        let now = Instant::now();
+        let keys: Vec<String> = self.polling.memory(|memory| {
+            memory.locked.retain(|_, until| *until > now);
+            memory.locked.keys().cloned().collect()
+        });
+        if keys.is_empty() && waiting.kinds.is_empty() {
+            return None;
+        }
+        let mut filter = Filter {
+            keys,
+            ..Filter::default()
+        };
+        for kind in &waiting.kinds {
+            filter.aggregate_types.push(kind.aggregate_type.clone());
+            filter.event_types.push(kind.event_type.clone());
+            filter.topics.push(kind.topic.clone().unwrap_or_default());
+        }
+        Some(filter)
+    }
+
+    /// Reads the claim as it streams in and keeps what fits the byte limit, but never nothing. The
+    /// rest is read and forgotten: it stays locked until the transaction ends, and is claimed anew.
+    pub(super) async fn claim_rows(
+        &mut self,
+        lanes: &[i32],
+        asked: &[i32],
+        filter: Option<&Filter>,
+    ) -> Result<Rows, Error> {
+        let polling = Arc::clone(&self.polling);
+        let limit = self.session.answer_timeout();
+        let bytes_max = self.claim_bytes_max;
+        let claim = Filter::choose(filter, &polling.statements.claim)
+            .bind(lanes)
+            .bind(asked);
+        let mut stream = Filter::bind(filter, claim).fetch(self.session.connection()?);
+        let mut rows = Rows::default();
+        while let Some(row) = answer(limit, "claim rows", stream.try_next()).await? {
+            let row = decode::claimed(&row, &polling.outbox)?;
+            *rows.came.entry(row.lane).or_default() += 1;
+            let size = row.event.size_bytes();
+            if rows.rows.is_empty() || (!rows.cut && rows.bytes + size <= bytes_max) {
+                rows.bytes += size;
+                rows.rows.push(row);
+            } else {
+                rows.cut = true;
+                rows.left.insert(row.lane);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Puts aside the rows that come after one which somebody else has locked, of its aggregate.
+    pub(super) async fn put_locked_aside(
+        &mut self,
+        rows: &mut Vec<ClaimedRow>,
+        filter: Option<&Filter>,
+    ) -> Result<(), Error> {
+        let polling = Arc::clone(&self.polling);
+        let limit = self.session.answer_timeout();
+        let mut claimed: HashMap<i32, Vec<i64>> = HashMap::new();
+        for row in rows.iter() {
+            claimed.entry(row.lane).or_default().push(row.event.seq);
+        }
+        let (mut lanes, mut last) = (Vec::new(), Vec::new());
+        for (lane, seqs) in &claimed {
+            lanes.push(*lane);
+            last.push(seqs.iter().copied().max().unwrap_or(i64::MIN));
+        }
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        let count = Filter::choose(filter, &polling.statements.count)
+            .bind(&lanes)
+            .bind(&last);
+        let count = Filter::bind(filter, count).fetch_all(self.session.connection()?);
+        let counts = answer(limit, "count what was claimed", count).await?;
+        for row in &counts {
+            let read =
+                || -> Result<(i32, i64), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+            let (lane, pending) =
+                read().map_err(|error| Error::statement("read a count", error))?;
+            let Some(seqs) = claimed.get(&lane) else {
+                continue;
+            };
+            if pending <= i64::try_from(seqs.len()).unwrap_or(i64::MAX) {
+                continue;
+            }
+            let skipped = Filter::choose(filter, &polling.statements.skipped)
+                .bind(lane)
+                .bind(seqs.iter().copied().max().unwrap_or(i64::MIN));
+            let skipped = Filter::bind(filter, skipped)
+                .bind(seqs)
+                .fetch_all(self.session.connection()?);
+            let skipped = answer(limit, "find the rows somebody else has locked", skipped).await?;
+            let read = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+            let skipped: Result<Vec<(i64, String)>, sqlx::Error> =
+                skipped.iter().map(read).collect();
+            let skipped =
+                skipped.map_err(|error| Error::statement("read the rows passed over", error))?;
+            let mut first: HashMap<String, i64> = HashMap::new();
+            for (seq, key) in skipped {
+                let at = first.entry(key).or_insert(seq);
+                *at = seq.min(*at);
+            }
+            rows.retain(|row| {
+                row.lane != lane
+                    || first
+                        .get(row.event.key())
+                        .is_none_or(|seq| row.event.seq < *seq)
+            });
+            let until = Instant::now() + LOCKED_PAUSE;
+            polling.memory(|memory| {
+                memory
+                    .locked
+                    .extend(first.into_keys().map(|key| (key, until)));
+            });
+        }
+        Ok(())
+    }
+
+    /// Which of the claimed aggregates wait behind a parked row.
+    pub(super) async fn held_keys(
+        &mut self,
+        rows: &[ClaimedRow],
+    ) -> Result<HashSet<String>, Error> {
+        if !rows.iter().any(|row| row.holding) {
+            return Ok(HashSet::new());
+        }
+        let keys: HashSet<&str> = rows.iter().map(|row| row.event.key()).collect();
+        let keys: Vec<&str> = keys.into_iter().collect();
+        let limit = self.session.answer_timeout();
+        let held = sqlx::query_scalar::<_, String>(self.polling.statements.held.clone())
+            .bind(keys)
+            .fetch_all(self.session.connection()?);
+        Ok(answer(limit, "ask which aggregates wait", held)
+            .await?
+            .into_iter()
+            .collect())
+    }
+}

@@ -1,0 +1,129 @@
+//! The SQL that makes one outbox table ready, as `migrate` runs and prints it.
+
+use super::layout::{index_name, literal, own_name, quote, quote_table};
+use super::sql::lane_of;
+use crate::config::Outbox;
+use crate::route::Router;
+
+/// The SQL that changes one table, each statement safe to run twice.
+pub(super) struct Ddl<'a> {
+    outbox: &'a Outbox,
+    lanes: u16,
+    table: String,
+}
+
+impl<'a> Ddl<'a> {
+    pub(super) fn of(outbox: &'a Outbox, lanes: u16) -> Self {
+        Self {
+            outbox,
+            lanes,
+            table: quote_table(&outbox.table),
+        }
+    }
+
+    /// An empty table gets an identity column, which nobody can write to. One with rows gets a
+    /// column and a sequence; everybody may draw from it, because whoever may insert must.
+    pub(super) fn seq(&self) -> String {
+        let table = &self.table;
+        let name = literal(table);
+        let sequence = format!(
+            "{}.{}",
+            quote(&self.outbox.table.schema),
+            quote(&own_name(&self.outbox.table, "_outbox_relay_seq"))
+        );
+        format!(
+            "do $outbox_relay$
+begin
+  if exists (select from pg_catalog.pg_attribute
+              where attrelid = {name}::regclass and attname = 'seq' and not attisdropped) then
+    return;
+  end if;
+  lock table {table} in access exclusive mode;
+  if not exists (select from {table}) then
+    alter table {table} add column seq bigint generated always as identity;
+  else
+    alter table {table} add column seq bigint;
+    create sequence {sequence} as bigint owned by {table}.seq;
+    alter table {table} alter column seq set default nextval({regclass});
+    grant usage on sequence {sequence} to public;
+  end if;
+end
+$outbox_relay$;",
+            regclass = literal(&sequence)
+        )
+    }
+
+    /// Zero and below for what waits already; above for what is inserted from now on. It asks first,
+    /// because Postgres refuses to as much as plan an update of an identity column, which an empty
+    /// table gets and needs no numbers for.
+    pub(super) fn number(&self) -> String {
+        let table = &self.table;
+        let pending = "published_at is null and seq is null";
+        format!(
+            "do $outbox_relay$
+begin
+  if exists (select from {table} where {pending}) then
+    update {table} t set seq = n.seq
+      from (select id, row_number() over (order by created_at, id) - count(*) over () as seq
+              from {table} where {pending}) n
+     where t.id = n.id and t.seq is null and t.published_at is null;
+  end if;
+end
+$outbox_relay$;"
+        )
+    }
+
+    pub(super) fn index(&self) -> String {
+        let index = quote(&index_name(&self.outbox.table, self.lanes));
+        let lane = lane_of("", self.lanes);
+        format!(
+            "create index concurrently if not exists {index} on {}\n  ({lane}, seq) where \
+             published_at is null;",
+            self.table
+        )
+    }
+
+    pub(super) fn lanes(&self) -> String {
+        let outbox = literal(&self.outbox.table.to_string());
+        format!(
+            "insert into outbox_relay.outbox (name) values ({outbox}) on conflict do nothing;
+insert into outbox_relay.lane (outbox, lane)
+select {outbox}, generate_series(0, {}) as lane
+ where not exists (select from outbox_relay.lane where outbox = {outbox})
+on conflict do nothing;",
+            self.lanes - 1
+        )
+    }
+
+    pub(super) fn routing(&self) -> String {
+        let routing = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
+        format!(
+            "update outbox_relay.outbox set routing = {} where name = {};",
+            literal(&routing),
+            literal(&self.outbox.table.to_string())
+        )
+    }
+
+    pub(super) fn notify(&self) -> String {
+        let table = &self.table;
+        format!(
+            "create or replace function outbox_relay.notify() returns trigger
+  language plpgsql security definer set search_path = pg_catalog, pg_temp as $outbox_relay$
+begin
+  perform pg_notify('outbox_relay', tg_table_schema || '.' || tg_table_name);
+  return null;
+end
+$outbox_relay$;
+do $outbox_relay$
+begin
+  if not exists (select from pg_catalog.pg_trigger
+                  where tgrelid = {}::regclass and tgname = 'outbox_relay_notify') then
+    create trigger outbox_relay_notify after insert on {table}
+      for each statement execute function outbox_relay.notify();
+  end if;
+end
+$outbox_relay$;",
+            literal(table)
+        )
+    }
+}

@@ -1,0 +1,198 @@
+//! Row → event. The bytes of a payload are taken as they came, never parsed.
+
+use sqlx::postgres::{PgRow, PgValueRef};
+use sqlx::{Row, ValueRef};
+use uuid::Uuid;
+
+use super::error::{Cause, Error};
+use crate::event::Event;
+use crate::record::{Header, Record};
+
+/// Where a row stands in its table. It holds while the row is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The table or partition.
+    pub(super) table: u32,
+    /// The page, and the line on it.
+    pub(super) page: u32,
+    pub(super) line: u16,
+}
+
+impl Place {
+    /// As Postgres writes a `tid`.
+    pub(super) fn tid(self) -> String {
+        format!("({},{})", self.page, self.line)
+    }
+}
+
+/// One row as the claim returns it; the order of the columns is `Statements::claim`'s.
+#[derive(Debug)]
+pub(super) struct ClaimedRow {
+    pub(super) lane: i32,
+    pub(super) place: Place,
+    pub(super) event: Event,
+    /// Whether any aggregate of the outbox waits behind a parked row.
+    pub(super) holding: bool,
+}
+
+/// Reads a row of the claim.
+///
+/// # Errors
+/// A column that is not what the layout says.
+pub(super) fn claimed(row: &PgRow, outbox: &str) -> Result<ClaimedRow, Error> {
+    read_claimed(row).map_err(|error| Error::Row {
+        outbox: outbox.to_owned(),
+        cause: error.into(),
+    })
+}
+
+fn read_claimed(row: &PgRow) -> Result<ClaimedRow, sqlx::Error> {
+    let event = Event {
+        seq: row.try_get_unchecked(1)?,
+        id: row.try_get_unchecked::<Uuid, _>(4)?,
+        aggregate_type: row.try_get_unchecked(5)?,
+        aggregate_id: row.try_get_unchecked(6)?,
+        event_type: row.try_get_unchecked(7)?,
+        payload: bytes(row.try_get_raw(8)?)?,
+        headers: row.try_get_unchecked(9)?,
+        topic: row.try_get_unchecked(10)?,
+        parked: None,
+    };
+    let table = row.try_get_unchecked::<sqlx::postgres::types::Oid, _>(2)?.0;
+    let place = place(table, row.try_get_raw(3)?)?;
+    let holding = row.try_get_unchecked(11)?;
+    Ok(ClaimedRow {
+        lane: row.try_get_unchecked(0)?,
+        place,
+        event,
+        holding,
+    })
+}
+
+/// A `tid` on the wire is a page number and a line number, big-endian
+/// (`src/backend/utils/adt/tid.c`, `tidsend`).
+fn place(table: u32, tid: PgValueRef<'_>) -> Result<Place, sqlx::Error> {
+    match tid.as_bytes().map_err(sqlx::Error::Decode)? {
+        [a, b, c, d, e, f] => Ok(Place {
+            table,
+            page: u32::from_be_bytes([*a, *b, *c, *d]),
+            line: u16::from_be_bytes([*e, *f]),
+        }),
+        other => Err(sqlx::Error::Decode(Box::from(Cause::new(format!(
+            "a tid of {} bytes",
+            other.len()
+        ))))),
+    }
+}
+
+/// Text and bytea look alike in the binary format: their bytes.
+fn bytes(value: PgValueRef<'_>) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    Ok(Some(
+        value.as_bytes().map_err(sqlx::Error::Decode)?.to_vec(),
+    ))
+}
+
+/// A parked row that may be published again.
+#[derive(Debug)]
+pub(super) struct ParkedRow {
+    pub(super) id: i64,
+    /// Whether somebody chose to give it up.
+    pub(super) skip: bool,
+    pub(super) event: Event,
+}
+
+/// Reads a row of `Statements::parked_claim`.
+///
+/// # Errors
+/// A column that is not what the relay wrote: somebody changed it by hand.
+pub(super) fn parked(row: &PgRow, outbox: &str) -> Result<ParkedRow, Error> {
+    read_parked(row).map_err(|error| Error::Row {
+        outbox: outbox.to_owned(),
+        cause: error.into(),
+    })
+}
+
+fn read_parked(row: &PgRow) -> Result<ParkedRow, sqlx::Error> {
+    let mut event = Event {
+        seq: row.try_get(2)?,
+        id: row.try_get(3)?,
+        aggregate_type: row.try_get(4)?,
+        aggregate_id: row.try_get(5)?,
+        event_type: row.try_get(6)?,
+        payload: row.try_get(7)?,
+        headers: row.try_get(8)?,
+        topic: row.try_get(9)?,
+        parked: None,
+    };
+    let topic: Option<String> = row.try_get(10)?;
+    let headers: Option<String> = row.try_get(11)?;
+    if let (Some(topic), Some(headers)) = (topic, headers) {
+        let headers = headers_from_json(&headers).map_err(|e| sqlx::Error::Decode(Box::new(e)))?;
+        event.parked = Some(Box::new(Record {
+            topic: topic.into(),
+            key: event.key().as_bytes().to_vec().into(),
+            value: event.payload.take().map(Into::into),
+            headers,
+        }));
+    }
+    Ok(ParkedRow {
+        id: row.try_get(0)?,
+        skip: row.try_get::<&str, _>(1)? == "skip",
+        event,
+    })
+}
+
+/// A record's headers as they are parked: `[["name","value"],["other",null]]`. Every layout's
+/// headers are text.
+pub(super) fn headers_to_json(headers: &[Header<'_>]) -> String {
+    let pairs: Vec<(&str, Option<std::borrow::Cow<'_, str>>)> = headers
+        .iter()
+        .map(|header| {
+            (
+                &*header.name,
+                header.value.as_deref().map(String::from_utf8_lossy),
+            )
+        })
+        .collect();
+    serde_json::to_string(&pairs).expect("text pairs are valid JSON")
+}
+
+fn headers_from_json(json: &str) -> Result<Vec<Header<'static>>, serde_json::Error> {
+    let pairs: Vec<(String, Option<String>)> = serde_json::from_str(json)?;
+    let header = |(name, value): (String, Option<String>)| Header {
+        name: name.into(),
+        value: value.map(|value| value.into_bytes().into()),
+    };
+    Ok(pairs.into_iter().map(header).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parked_headers_come_back_as_they_were() {
+        let text = |text: &str| Some(text.as_bytes().to_vec().into());
+        let headers = vec![
+            Header {
+                name: "event_id".into(),
+                value: text("é\"\n"),
+            },
+            Header {
+                name: "gone".into(),
+                value: None,
+            },
+            Header {
+                name: "empty".into(),
+                value: text(""),
+            },
+        ];
+        assert_eq!(
+            headers_from_json(&headers_to_json(&headers)).unwrap(),
+            headers
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! What can go wrong with Postgres, in words for whoever reads the log.
+
+use std::time::Duration;
+
+/// What went wrong with the source.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection could be made.
+    #[error(
+        "cannot connect to Postgres: look whether it runs, and at the address, the role and the password \
+         of database.url"
+    )]
+    Connect(#[source] Cause),
+    /// A statement failed; its transaction is gone and its rows are free again.
+    #[error("Postgres refused to {doing}")]
+    Statement {
+        /// What the statement was for.
+        doing: &'static str,
+        /// What Postgres said.
+        #[source]
+        cause: Cause,
+    },
+    /// No answer came in time, so the connection was given up.
+    #[error("Postgres did not answer within {after:?} when asked to {doing}")]
+    Silence {
+        /// What the statement was for.
+        doing: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// Relays of one table route differently.
+    #[error(
+        "the relays of {outbox} do not agree on routing: this one has `{ours}`, the table is served \
+         with `{theirs}`. Give all of them one config; if that is the new one, say so once with \
+         `outbox-relay migrate --yes` while no relay with the old one runs"
+    )]
+    Routing {
+        /// The table.
+        outbox: String,
+        /// This relay's routing.
+        ours: String,
+        /// The one kept with the lanes.
+        theirs: String,
+    },
+    /// Fewer rows were marked or deleted than were published.
+    #[error(
+        "{changed} of {expected} published rows of {outbox} could be marked or deleted: look for a \
+         trigger or a rule on the table that stops it. They will be published again"
+    )]
+    Unsettled {
+        /// The table.
+        outbox: String,
+        /// Rows that Kafka has.
+        expected: usize,
+        /// Rows that Postgres changed.
+        changed: u64,
+    },
+    /// A row could not be read as the layout says. The start checks should have found it.
+    #[error("a row of {outbox} could not be read")]
+    Row {
+        /// The table.
+        outbox: String,
+        /// What did not fit.
+        #[source]
+        cause: Cause,
+    },
+    /// The table cannot be served any more; what to do about it.
+    #[error("{0}")]
+    Changed(String),
+    /// A migration of the relay's own schema failed.
+    #[error("the migrations of the schema outbox_relay could not be applied")]
+    Migration(#[source] Cause),
+}
+
+/// What Postgres or its driver said: a message and its code, without the rows it may be about.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Cause {
+    text: String,
+    code: Option<String>,
+}
+
+impl Cause {
+    /// SQLSTATE, if Postgres answered at all.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// Something of our own to say.
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            code: None,
+        }
+    }
+}
+
+impl From<sqlx::Error> for Cause {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            // the detail and the hint can hold a row's values: only the message and the code
+            sqlx::Error::Database(database) => {
+                let code = database.code().map(|code| code.into_owned());
+                let shown = code.as_deref().unwrap_or("?????");
+                Self {
+                    text: format!("{} (SQLSTATE {shown})", database.message()),
+                    code,
+                }
+            }
+            _ => Self {
+                text: error.to_string(),
+                code: None,
+            },
+        }
+    }
+}
+
+impl Error {
+    /// A statement for `doing` failed with `error`.
+    pub(super) fn statement(doing: &'static str, error: sqlx::Error) -> Self {
+        Self::Statement {
+            doing,
+            cause: error.into(),
+        }
+    }
+
+    /// SQLSTATE, if Postgres gave one.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Connect(cause)
+            | Self::Statement { cause, .. }
+            | Self::Row { cause, .. }
+            | Self::Migration(cause) => cause.code(),
+            Self::Silence { .. }
+            | Self::Routing { .. }
+            | Self::Unsettled { .. }
+            | Self::Changed(_) => None,
+        }
+    }
+
+    /// Whether the table, a column, a grant or the routing may have changed under the relay, so that
+    /// the start checks should look again: they say exactly what is wrong and what to do.
+    #[must_use]
+    pub fn wants_inspection(&self) -> bool {
+        // undefined table, column, schema, function; insufficient privilege; datatype mismatch
+        const CHANGED: &[&str] = &[
+            "42P01", "42703", "3F000", "42883", "42501", "42804", "42846",
+        ];
+        matches!(self, Self::Routing { .. } | Self::Row { .. })
+            || self.code().is_some_and(|code| CHANGED.contains(&code))
+    }
+}

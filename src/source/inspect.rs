@@ -1,0 +1,539 @@
+//! The look before the start, and now and then after it: is the table what the config says, may the
+//! relay do what it must, is the order safe? Every finding says what to do.
+
+use std::sync::Arc;
+
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Row};
+
+use super::error::Error;
+use super::layout::{columns, index_name, literal, quote, quote_table};
+use super::polling::{Polling, Settings};
+use super::session::{Session, answer, committed};
+use super::sql::{Statements, Table, Timeouts, lane_of};
+use crate::config::{Config, Outbox};
+use crate::route::Router;
+
+/// What a look found.
+#[derive(Debug)]
+pub enum Inspection {
+    /// All is well: the outbox can be served.
+    Ready(Arc<Polling>),
+    /// Not yet, and time or somebody else will help. The line to log.
+    Waiting(String),
+    /// Not as it is: each problem with its remedy.
+    Wrong(Vec<String>),
+}
+
+/// Looks at one outbox.
+#[derive(Debug)]
+pub struct Inspector {
+    pub(super) session: Session,
+    pub(super) outbox: Outbox,
+    relay: crate::config::Relay,
+    timeouts: Timeouts,
+    until_empty: bool,
+}
+
+/// Whatever anything takes beyond its own limit: withdrawing a batch, settling it.
+const SLACK_MS: u128 = 15_000;
+
+impl Inspector {
+    /// For `outbox`, which `config` has. `until_empty`: the run ends when nothing is left to claim.
+    ///
+    /// # Errors
+    /// The database URL is none.
+    pub fn new(config: &Config, outbox: &Outbox, until_empty: bool) -> Result<Self, Error> {
+        let idle_ms = config.relay.publish_timeout.as_millis() + SLACK_MS;
+        let statement_ms = config.database.statement_timeout.as_millis();
+        Ok(Self {
+            session: Session::new(&config.database)?,
+            outbox: outbox.clone(),
+            relay: config.relay.clone(),
+            timeouts: Timeouts {
+                statement_ms,
+                idle_ms,
+                tcp_ms: idle_ms,
+            },
+            until_empty,
+        })
+    }
+
+    /// Looks.
+    ///
+    /// # Errors
+    /// Postgres could not be asked.
+    pub async fn look(&mut self) -> Result<Inspection, Error> {
+        let found = self.find().await;
+        // a look is rare: no connection is kept for it
+        self.session.discard();
+        found
+    }
+
+    async fn find(&mut self) -> Result<Inspection, Error> {
+        let limit = self.session.answer_timeout();
+        let mut look = Look {
+            connection: self.session.connect().await?,
+            limit,
+            outbox: &self.outbox,
+            wrong: Vec::new(),
+        };
+        let Some(table) = look.table().await? else {
+            return Ok(Inspection::Waiting(format!(
+                "the table {} does not exist yet; the service's own migrations create it. Waiting",
+                self.outbox.table
+            )));
+        };
+        let payload_is_bytea = look.columns(table).await?;
+        look.schema().await?;
+        if look.wrong.is_empty() {
+            look.grants().await?;
+        }
+        if look.wrong.is_empty() {
+            look.sequence().await?;
+        }
+        let mut lanes = 0;
+        if look.wrong.is_empty() {
+            lanes = look.lanes(table).await?;
+        }
+        if look.wrong.is_empty() {
+            look.numbered(lanes).await?;
+        }
+        let routing = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
+        if look.wrong.is_empty() {
+            look.routing(&routing).await?;
+        }
+        let wrong = look.wrong;
+        if !wrong.is_empty() {
+            return Ok(Inspection::Wrong(wrong));
+        }
+        let name = &self.outbox.table;
+        let statements = Statements::render(
+            Table {
+                name,
+                layout: self.outbox.layout,
+                on_published: self.outbox.on_published,
+                lanes,
+                payload_is_bytea,
+            },
+            self.timeouts,
+        );
+        let settings = Settings {
+            outbox: name.to_string(),
+            routing,
+            policy: self.outbox.on_rejected,
+            until_empty: self.until_empty,
+            lanes,
+            relay: &self.relay,
+        };
+        Ok(Inspection::Ready(Arc::new(Polling::new(
+            settings, statements,
+        ))))
+    }
+}
+
+/// One look, gathering what is wrong.
+struct Look<'a> {
+    connection: &'a mut PgConnection,
+    limit: std::time::Duration,
+    outbox: &'a Outbox,
+    wrong: Vec<String>,
+}
+
+/// The table, as far as the catalogue knows it.
+#[derive(Clone, Copy)]
+struct Found {
+    oid: Oid,
+}
+
+impl Look<'_> {
+    async fn rows(&mut self, doing: &'static str, sql: String) -> Result<Vec<PgRow>, Error> {
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .persistent(false)
+            .fetch_all(&mut *self.connection);
+        answer(self.limit, doing, rows).await
+    }
+
+    async fn truth(&mut self, doing: &'static str, sql: String) -> Result<bool, Error> {
+        let rows = self.rows(doing, sql).await?;
+        Ok(rows
+            .first()
+            .is_some_and(|row| row.try_get::<bool, _>(0).unwrap_or(false)))
+    }
+
+    async fn table(&mut self) -> Result<Option<Found>, Error> {
+        let name = &self.outbox.table;
+        let (schema, table) = (literal(&name.schema), literal(&name.table));
+        let rows = self
+            .rows(
+                "look for the table",
+                format!(
+                    "select c.oid, c.relkind::text from pg_catalog.pg_class c
+                       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                      where n.nspname = {schema} and c.relname = {table}"
+                ),
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let read =
+            || -> Result<(Oid, String), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+        let (oid, kind) = read().map_err(|e| Error::statement("look for the table", e))?;
+        if kind != "r" {
+            self.wrong.push(format!(
+                "{name} is not a plain table: views, partitioned and foreign tables cannot be \
+                 served yet"
+            ));
+        } else if self
+            .truth(
+                "look for child tables",
+                format!(
+                    "select exists (select from pg_catalog.pg_inherits where inhparent = {})",
+                    oid.0
+                ),
+            )
+            .await?
+        {
+            self.wrong.push(format!(
+                "{name} has tables that inherit from it: such tables cannot be served yet"
+            ));
+        }
+        Ok(Some(Found { oid }))
+    }
+
+    /// Whether the payload is bytea; what is missing or of a wrong type goes to the problems.
+    async fn columns(&mut self, table: Found) -> Result<bool, Error> {
+        let rows = self
+            .rows(
+                "read the table's columns",
+                format!(
+                    "select attname::text, format_type(atttypid, null), attnotnull
+                       from pg_catalog.pg_attribute
+                      where attrelid = {} and attnum > 0 and not attisdropped",
+                    table.oid.0
+                ),
+            )
+            .await?;
+        let read = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
+        let found: Vec<(String, String, bool)> =
+            (rows.iter().map(read).collect::<Result<_, sqlx::Error>>())
+                .map_err(|error| Error::statement("read the table's columns", error))?;
+        let type_of = |name: &str| {
+            found
+                .iter()
+                .find(|(n, ..)| n == name)
+                .map(|(_, t, _)| t.as_str())
+        };
+        let nullable = |name: &str| found.iter().any(|(n, _, not_null)| n == name && !not_null);
+        let name = &self.outbox.table;
+        for column in columns(self.outbox.layout) {
+            let wanted = column.types.join(", ");
+            match type_of(column.name) {
+                None => self.wrong.push(format!(
+                    "{name} has no column {} ({wanted}), which its layout has: add it, or name the \
+                     right layout in the config. `outbox-relay migrate` does not add it",
+                    column.name
+                )),
+                Some(t) if !column.types.contains(&t) => self.wrong.push(format!(
+                    "the column {} of {name} is {t}; its layout takes {wanted}. \
+                     `outbox-relay migrate` does not change it",
+                    column.name
+                )),
+                Some(_) if column.not_null && nullable(column.name) => self.wrong.push(format!(
+                    "the column {column} of {name} may be null, and a row without it cannot be \
+                     published. Run: alter table {} alter column {column} set not null;",
+                    quote_table(name),
+                    column = column.name
+                )),
+                Some(_) => {}
+            }
+        }
+        match type_of("seq") {
+            None => self.wrong.push(format!(
+                "{name} has no column seq, which keeps its order: `outbox-relay migrate` adds it, \
+                 without a rewrite, and numbers the rows that are not published yet"
+            )),
+            Some("bigint") => {}
+            Some(t) => self.wrong.push(format!(
+                "the column seq of {name} is {t}; it must be bigint. `outbox-relay migrate` does not \
+                 change it"
+            )),
+        }
+        Ok(type_of("payload") == Some("bytea"))
+    }
+
+    /// Whether the relay's own tables are there.
+    async fn schema(&mut self) -> Result<(), Error> {
+        let there = self
+            .truth(
+                "look for the relay's tables",
+                "select count(*) = 3 from pg_catalog.pg_class c
+                   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                  where n.nspname = 'outbox_relay' and c.relname in ('outbox', 'lane', 'parked')"
+                    .to_owned(),
+            )
+            .await?;
+        if !there {
+            self.wrong.push(
+                "the relay's own schema outbox_relay is not there: `outbox-relay migrate` makes it"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Which grants are missing, as the statements that give them.
+    async fn grants(&mut self) -> Result<(), Error> {
+        let table = quote_table(&self.outbox.table);
+        let schema = quote(&self.outbox.table.schema);
+        let (t, s) = (literal(&table), literal(&self.outbox.table.schema));
+        let checks = [
+            (
+                format!("has_schema_privilege({s}, 'usage')"),
+                format!("usage on schema {schema}"),
+            ),
+            (
+                format!("has_table_privilege({t}, 'select')"),
+                format!("select on {table}"),
+            ),
+            (
+                // locking a row takes the right to update some column of it
+                format!(
+                    "(has_column_privilege({t}, 'published_at', 'update')
+                      or has_table_privilege({t}, 'update'))"
+                ),
+                format!("update (published_at) on {table}"),
+            ),
+            // parking moves rows, whatever becomes of published ones
+            (
+                format!("has_table_privilege({t}, 'delete')"),
+                format!("delete on {table}"),
+            ),
+            (
+                "has_schema_privilege('outbox_relay', 'usage')".into(),
+                "usage on schema outbox_relay".into(),
+            ),
+        ];
+        let own = [
+            ("outbox", "select, update"),
+            ("lane", "select, update"),
+            ("parked", "select, insert, update, delete"),
+        ];
+        let mut missing = Vec::new();
+        for (check, grant) in checks {
+            if !self
+                .truth("check the grants", format!("select {check}"))
+                .await?
+            {
+                missing.push(grant);
+            }
+        }
+        if missing
+            .iter()
+            .all(|grant| grant != "usage on schema outbox_relay")
+        {
+            for (name, rights) in own {
+                let every: Vec<String> = rights
+                    .split(", ")
+                    .map(|right| format!("has_table_privilege('outbox_relay.{name}', '{right}')"))
+                    .collect();
+                let check = format!("select {}", every.join(" and "));
+                if !self.truth("check the grants", check).await? {
+                    missing.push(format!("{rights} on outbox_relay.{name}"));
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let me = self
+            .rows(
+                "ask who the relay is",
+                "select current_user::text".to_owned(),
+            )
+            .await?;
+        let me = me
+            .first()
+            .and_then(|row| row.try_get::<String, _>(0).ok())
+            .unwrap_or_default();
+        let me = quote(&me);
+        for grant in missing {
+            self.wrong
+                .push(format!("a grant is missing. Run: grant {grant} to {me};"));
+        }
+        Ok(())
+    }
+
+    /// Whether `seq` keeps order: numbers drawn one by one, never again, by nobody but Postgres.
+    async fn sequence(&mut self) -> Result<(), Error> {
+        let name = &self.outbox.table;
+        let table = literal(&quote_table(name));
+        let rows = self
+            .rows(
+                "read the sequence of seq",
+                format!(
+                    "select s.seqcache, s.seqincrement, s.seqcycle, s.seqrelid::regclass::text,
+                            a.attidentity = 'a' or (a.attidentity = '' and a.atthasdef)
+                       from pg_catalog.pg_sequence s, pg_catalog.pg_attribute a
+                      where s.seqrelid = pg_get_serial_sequence({table}, 'seq')::regclass
+                        and a.attrelid = {table}::regclass and a.attname = 'seq'"
+                ),
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            self.wrong.push(format!(
+                "the column seq of {name} draws from no sequence of its own, so nothing numbers the \
+                 rows in order. Make it: alter table {} alter column seq add generated always as \
+                 identity;",
+                quote_table(name)
+            ));
+            return Ok(());
+        };
+        let read = || -> Result<(i64, i64, bool, String, bool), sqlx::Error> {
+            Ok((
+                row.try_get(0)?,
+                row.try_get(1)?,
+                row.try_get(2)?,
+                row.try_get(3)?,
+                row.try_get(4)?,
+            ))
+        };
+        let (cache, increment, cycle, sequence, draws) =
+            read().map_err(|error| Error::statement("read the sequence of seq", error))?;
+        if !draws {
+            self.wrong.push(format!(
+                "writers of {name} can choose seq themselves, or must: then it keeps no order. Make \
+                 it `generated always as identity`, or give it the default nextval('{sequence}')"
+            ));
+        }
+        if cache != 1 || increment != 1 || cycle {
+            self.wrong.push(format!(
+                "the sequence {sequence} of {name} caches {cache}, steps by {increment}{}: events of \
+                 one aggregate would get numbers out of order. Run: alter sequence {sequence} cache 1 \
+                 increment by 1 no cycle;",
+                if cycle { " and cycles" } else { "" }
+            ));
+        }
+        Ok(())
+    }
+
+    /// The number of lanes in force, which the lane rows and the index must agree on.
+    async fn lanes(&mut self, table: Found) -> Result<u16, Error> {
+        let name = &self.outbox.table;
+        let outbox = literal(&name.to_string());
+        let rows = self
+            .rows(
+                "count the lanes",
+                format!(
+                    "select count(*), coalesce(max(lane) + 1, 0)::int8
+                       from outbox_relay.lane where outbox = {outbox}"
+                ),
+            )
+            .await?;
+        let read = |row: &PgRow| -> Result<(i64, i64), sqlx::Error> {
+            Ok((row.try_get(0)?, row.try_get(1)?))
+        };
+        let (count, past_last) = match rows.first().map(read) {
+            Some(counted) => counted.map_err(|error| Error::statement("count the lanes", error))?,
+            None => (0, 0),
+        };
+        let lanes = u16::try_from(count).unwrap_or(0);
+        if count == 0 {
+            self.wrong.push(format!(
+                "{name} has no lanes yet: `outbox-relay migrate` makes them"
+            ));
+            return Ok(0);
+        }
+        if count != past_last || !lanes.is_power_of_two() {
+            self.wrong.push(format!(
+                "{name} has {count} lane rows, the last of them {}: somebody changed \
+                 outbox_relay.lane by hand. The lanes must be 0 to a power of two less one",
+                past_last - 1
+            ));
+            return Ok(0);
+        }
+        let index = index_name(name, lanes);
+        let valid = self
+            .truth(
+                "look for the lane index",
+                format!(
+                    "select i.indisvalid and i.indisready from pg_catalog.pg_index i
+                       join pg_catalog.pg_class c on c.oid = i.indexrelid
+                      where i.indrelid = {} and c.relname = {}",
+                    table.oid.0,
+                    literal(&index)
+                ),
+            )
+            .await?;
+        if !valid {
+            self.wrong.push(format!(
+                "{name} lacks the index {index}, or it is not valid: `outbox-relay migrate` makes \
+                 it, concurrently"
+            ));
+        }
+        Ok(lanes)
+    }
+
+    /// Whether every pending row has its number.
+    async fn numbered(&mut self, lanes: u16) -> Result<(), Error> {
+        let name = &self.outbox.table;
+        let (table, lane) = (quote_table(name), lane_of("t.", lanes));
+        let unnumbered = self
+            .truth(
+                "look for rows without a number",
+                format!(
+                    "select exists (select from generate_series(0, {}) as l (lane)
+                       cross join lateral (select from {table} t
+                        where t.published_at is null and {lane} = l.lane and t.seq is null
+                        limit 1) x)",
+                    lanes - 1
+                ),
+            )
+            .await?;
+        if unnumbered {
+            self.wrong.push(format!(
+                "{name} has rows that are not published and have no seq: `outbox-relay migrate` \
+                 numbers them, in the order they were created"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether all relays of the table route alike; the first says how.
+    async fn routing(&mut self, ours: &str) -> Result<(), Error> {
+        let name = self.outbox.table.to_string();
+        let outbox = literal(&name);
+        let set = format!(
+            "update outbox_relay.outbox set routing = {} where name = {outbox} and routing is null",
+            literal(ours)
+        );
+        committed(self.connection, self.limit, "keep the routing", &set).await?;
+        let rows = self
+            .rows(
+                "read the routing",
+                format!("select routing from outbox_relay.outbox where name = {outbox}"),
+            )
+            .await?;
+        let theirs = rows
+            .first()
+            .and_then(|row| row.try_get::<String, _>(0).ok());
+        match theirs {
+            Some(theirs) if theirs == ours => {}
+            theirs => {
+                let theirs = theirs.unwrap_or_default();
+                let ours = ours.to_owned();
+                self.wrong.push(
+                    Error::Routing {
+                        outbox: name,
+                        ours,
+                        theirs,
+                    }
+                    .to_string(),
+                );
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! Postgres: the only room with sqlx. Everything else sees events, verdicts and this trait.
+
+use std::collections::HashSet;
+use std::future::Future;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::event::Event;
+use crate::record::Record;
+use crate::route::Waiting;
+use crate::settle::Verdict;
+
+mod claiming;
+mod ddl;
+mod decode;
+mod error;
+mod inspect;
+mod lanes;
+mod layout;
+mod left;
+mod migrate;
+mod parking;
+mod polling;
+mod session;
+mod sql;
+mod takeover;
+mod upkeep;
+mod wakeup;
+
+pub use error::{Cause, Error};
+pub use inspect::{Inspection, Inspector};
+pub use left::Left;
+pub use migrate::{Migrated, Migration};
+pub use polling::{Polling, PollingSource};
+pub use upkeep::Upkeep;
+pub use wakeup::listen;
+
+/// The statements that every batch runs, by name, as they are rendered for a table of `lanes` lanes;
+/// `open` begins the transaction that all others run in. For the tests that explain them.
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+#[must_use]
+pub fn hot_statements(
+    name: &crate::config::TableName,
+    layout: crate::config::Layout,
+    on_published: crate::config::OnPublished,
+    lanes: u16,
+) -> Vec<(&'static str, String)> {
+    let table = sql::Table {
+        name,
+        layout,
+        on_published,
+        lanes,
+        payload_is_bytea: false,
+    };
+    let timeouts = sql::Timeouts {
+        statement_ms: 30_000,
+        idle_ms: 30_000,
+        tcp_ms: 30_000,
+    };
+    let all = sql::Statements::render(table, timeouts);
+    let named = [
+        ("open", all.open),
+        ("lanes", all.lanes),
+        ("claim", all.claim.plain),
+        ("claim_filtered", all.claim.filtered),
+        ("count", all.count.plain),
+        ("count_filtered", all.count.filtered),
+        ("skipped", all.skipped.plain),
+        ("finish", all.finish),
+    ];
+    named
+        .into_iter()
+        .map(|(name, sql)| (name, sql.as_str().to_owned()))
+        .collect()
+}
+
+/// Where events come from. A polling publisher implements it; a log tailer can.
+pub trait Source: Send {
+    /// What the source needs to settle a batch: row places and an open transaction, or a log
+    /// position. Nobody else looks inside.
+    type Receipt: Send;
+
+    /// Waits for events and claims some: nobody else will publish them until they are settled or
+    /// the claim is dropped. [`Next::Stopped`] when `stop` fired first; a claim once begun is not interrupted.
+    ///
+    /// Rows of what is `waiting` are passed over; it does not last for ever, so while there is any
+    /// the wait ends now and then with [`Next::Idle`].
+    fn next(
+        &mut self,
+        waiting: &Waiting,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = Result<Next<Self::Receipt>, Error>> + Send;
+
+    /// Gives every event of a batch its verdict, in one step that holds as a whole or not at all.
+    fn settle(
+        &mut self,
+        receipt: Self::Receipt,
+        judged: &Judged<'_>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// What [`Source::next`] came back with.
+#[derive(Debug)]
+pub enum Next<R> {
+    /// Events to publish and settle.
+    Batch(Batch<R>),
+    /// Nothing came for a while, and what waits may have changed: ask the sink, and again.
+    Idle,
+    /// Nothing is left that can be claimed; only said when the source was told not to wait.
+    Empty,
+    /// The stop came first.
+    Stopped,
+}
+
+/// Events this relay holds, in outbox order within each aggregate. Dropping it releases them.
+#[derive(Debug)]
+#[must_use = "a batch that is not settled is published again"]
+pub struct Batch<R> {
+    /// The events.
+    pub events: Vec<Event>,
+    /// Aggregates that wait behind a parked row: none of their events may be published.
+    pub held: HashSet<String>,
+    /// For [`Source::settle`].
+    pub receipt: R,
+}
+
+/// A batch's verdicts, and what parking needs to know: one entry per event in each.
+#[derive(Debug)]
+pub struct Judged<'a> {
+    /// The rows.
+    pub events: &'a [Event],
+    /// What becomes of each row.
+    pub verdicts: &'a [Verdict],
+    /// The record of each row, where it got that far. A parked row keeps it.
+    pub records: &'a [Option<Record<'a>>],
+    /// Whether publishing failed for a reason that will pass: the lanes go slower at it.
+    pub failed: bool,
+}

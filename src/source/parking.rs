@@ -1,0 +1,276 @@
+//! Settling the rows of the outbox, and the parked ones: rows that cannot be published are moved to
+//! `outbox_relay.parked`, and come from there when somebody has decided about them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use tokio::time::Instant;
+
+use super::claiming::Statement;
+use super::decode::{self, ParkedRow, Place};
+use super::polling::PollingSource;
+use super::session::answer;
+use super::{Error, Judged};
+use crate::event::Event;
+use crate::outcome::Reason;
+use crate::record::Record;
+use crate::route::Waiting;
+use crate::settle::{Policy, Verdict};
+
+/// How long parked rows are left alone after an attempt that did not get them all out.
+pub(super) const PARKED_PAUSE: Duration = Duration::from_secs(1);
+/// Most parked rows in one batch.
+const PARKED_ROWS_MAX: i64 = 100;
+
+/// What became of a look at the parked rows.
+#[derive(Debug)]
+pub(super) enum Parked {
+    /// Nothing to publish: go on with the outbox, in the same transaction.
+    None,
+    /// Something was settled, and the transaction is over.
+    Settled,
+    /// Rows to publish, and the parked row of each with its aggregate.
+    Claimed(Vec<Event>, Vec<(i64, String)>),
+}
+
+/// Rows to park, column by column.
+#[derive(Debug, Default)]
+pub(super) struct Parking<'a> {
+    pub(super) places: Vec<String>,
+    pub(super) states: Vec<&'static str>,
+    pub(super) classes: Vec<Option<&'static str>>,
+    pub(super) reasons: Vec<Option<&'a str>>,
+    pub(super) topics: Vec<Option<&'a str>>,
+    pub(super) headers: Vec<Option<String>>,
+}
+
+impl<'a> Parking<'a> {
+    pub(super) fn push(
+        &mut self,
+        place: String,
+        state: &'static str,
+        reason: Option<&'a Reason>,
+        record: Option<&'a Record<'_>>,
+    ) {
+        self.places.push(place);
+        self.states.push(state);
+        self.classes.push(reason.map(|reason| reason.class));
+        self.reasons.push(reason.map(|reason| reason.text.as_str()));
+        self.topics.push(record.map(|record| &*record.topic));
+        self.headers
+            .push(record.map(|record| decode::headers_to_json(&record.headers)));
+    }
+
+    pub(super) fn bind<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
+        statement
+            .bind(&self.places)
+            .bind(&self.states)
+            .bind(&self.classes)
+            .bind(&self.reasons)
+            .bind(&self.topics)
+            .bind(&self.headers)
+    }
+}
+
+pub(super) fn parked_state(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Block => "blocked",
+        Policy::DeadLetter => "dead",
+    }
+}
+
+impl PollingSource {
+    /// Parked rows to publish again, of the lanes `lanes`. Gives up at once what is to be skipped.
+    pub(super) async fn claim_parked(
+        &mut self,
+        lanes: &[i32],
+        waiting: &Waiting,
+    ) -> Result<Parked, Error> {
+        let polling = Arc::clone(&self.polling);
+        let now = Instant::now();
+        if polling.memory(|memory| memory.parked_after > now) {
+            return Ok(Parked::None);
+        }
+        let limit = self.session.answer_timeout();
+        let topics: Vec<&String> = waiting.topics.iter().collect();
+        let claim = sqlx::query(polling.statements.parked_claim.clone())
+            .bind(lanes)
+            .bind(PARKED_ROWS_MAX)
+            .bind(topics);
+        let bytes_max = self.claim_bytes_max;
+        let mut parked = Vec::new();
+        let mut bytes = 0;
+        let mut rows = claim.fetch(self.session.connection()?);
+        loop {
+            match answer(limit, "claim parked rows", rows.try_next()).await {
+                Ok(None) => break,
+                Ok(Some(row)) => {
+                    let row = decode::parked(&row, &polling.outbox)?;
+                    bytes += row.event.size_bytes();
+                    // (only what fits, but never nothing; the rest comes next)
+                    if parked.is_empty() || bytes <= bytes_max {
+                        parked.push(row);
+                    }
+                }
+                // lock_not_available: somebody is at a parked row; the outbox goes on meanwhile
+                Err(error) if error.code() == Some("55P03") => {
+                    drop(rows);
+                    self.session.end("rollback").await?;
+                    polling.memory(|memory| memory.parked_after = now + PARKED_PAUSE);
+                    return Ok(Parked::Settled);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        drop(rows);
+        let skipped: Vec<ParkedRow> = parked.extract_if(.., |row| row.skip).collect();
+        if !skipped.is_empty() {
+            // first what is given up, by itself; what stood behind it comes with the next claim
+            self.give_up(&skipped).await?;
+            return Ok(Parked::Settled);
+        }
+        if parked.is_empty() {
+            polling.memory(|memory| memory.parked_after = now + PARKED_PAUSE);
+            return Ok(Parked::None);
+        }
+        // oldest first, whatever aggregate it came with
+        parked.sort_by_key(|row| (row.event.seq, row.id));
+        let rows = parked
+            .iter()
+            .map(|row| (row.id, row.event.key().to_owned()))
+            .collect();
+        Ok(Parked::Claimed(
+            parked.into_iter().map(|row| row.event).collect(),
+            rows,
+        ))
+    }
+
+    /// Takes parked rows away that somebody decided to skip.
+    pub(super) async fn give_up(&mut self, skipped: &[ParkedRow]) -> Result<(), Error> {
+        let keys: Vec<&str> = skipped.iter().map(|row| row.event.key()).collect();
+        let done: Vec<_> = skipped.iter().map(|row| (row.id, "done", None)).collect();
+        self.settle_parked(&done, &keys).await?;
+        self.session.end("commit").await?;
+        for row in skipped {
+            tracing::warn!(
+                outbox = self.polling.outbox,
+                seq = row.event.seq,
+                event_id = %row.event.id,
+                "a parked row was given up, as somebody decided; its aggregate goes on"
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) async fn settle_outbox(
+        &mut self,
+        places: &[Place],
+        judged: &Judged<'_>,
+    ) -> Result<(), Error> {
+        let polling = Arc::clone(&self.polling);
+        let limit = self.session.answer_timeout();
+        let mut tables: HashMap<u32, (Vec<String>, Parking<'_>)> = HashMap::new();
+        for ((place, verdict), record) in places.iter().zip(judged.verdicts).zip(judged.records) {
+            let (done, parking) = tables.entry(place.table).or_default();
+            match verdict {
+                Verdict::Done => done.push(place.tid()),
+                Verdict::Park(reason) => {
+                    let state = parked_state(polling.policy);
+                    parking.push(place.tid(), state, Some(reason), record.as_ref());
+                }
+                Verdict::Behind => parking.push(place.tid(), "behind", None, record.as_ref()),
+                Verdict::Release => {}
+            }
+        }
+        let behind = |(event, verdict): (&'_ Event, &Verdict)| {
+            (*verdict == Verdict::Behind).then(|| event.key().to_owned())
+        };
+        let behind: HashSet<String> = judged
+            .events
+            .iter()
+            .zip(judged.verdicts)
+            .filter_map(behind)
+            .collect();
+        for (table, (done, parking)) in tables {
+            let table = sqlx::postgres::types::Oid(table);
+            if !done.is_empty() {
+                let finish = sqlx::query(polling.statements.finish.clone())
+                    .bind(table)
+                    .bind(&done)
+                    .execute(self.session.connection()?);
+                let finished = answer(limit, "mark or delete published rows", finish).await?;
+                self.all_changed(done.len(), finished.rows_affected())?;
+            }
+            if !parking.places.is_empty() {
+                let expected = parking.places.len();
+                let park = parking
+                    .bind(sqlx::query(polling.statements.park.clone()).bind(table))
+                    .execute(self.session.connection()?);
+                let parked = answer(limit, "park rows", park).await?;
+                self.all_changed(expected, parked.rows_affected())?;
+            }
+        }
+        if !behind.is_empty() {
+            // a row that was released before may now stand in front of the one it waits behind
+            let behind: Vec<&str> = behind.iter().map(String::as_str).collect();
+            self.promote(&behind).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn all_changed(&self, expected: usize, changed: u64) -> Result<(), Error> {
+        if u64::try_from(expected).is_ok_and(|expected| expected == changed) {
+            return Ok(());
+        }
+        Err(Error::Unsettled {
+            outbox: self.polling.outbox.clone(),
+            expected,
+            changed,
+        })
+    }
+
+    /// Gives parked rows their state, and lets what waits behind them come next.
+    pub(super) async fn settle_parked(
+        &mut self,
+        settled: &[(i64, &'static str, Option<&Reason>)],
+        keys: &[&str],
+    ) -> Result<(), Error> {
+        let polling = Arc::clone(&self.polling);
+        let limit = self.session.answer_timeout();
+        let settle = sqlx::query(polling.statements.parked_settle.clone())
+            .bind(settled.iter().map(|(id, ..)| *id).collect::<Vec<_>>())
+            .bind(
+                settled
+                    .iter()
+                    .map(|(_, state, _)| *state)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                settled
+                    .iter()
+                    .map(|(.., r)| r.map(|r| r.class))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                settled
+                    .iter()
+                    .map(|(.., r)| r.map(|r| r.text.as_str()))
+                    .collect::<Vec<_>>(),
+            )
+            .execute(self.session.connection()?);
+        answer(limit, "settle parked rows", settle).await?;
+        self.promote(keys).await
+    }
+
+    /// Lets the first parked row of each of the aggregates `keys` come next, if it only waited.
+    pub(super) async fn promote(&mut self, keys: &[&str]) -> Result<(), Error> {
+        let limit = self.session.answer_timeout();
+        let promote = sqlx::query(self.polling.statements.parked_promote.clone())
+            .bind(keys)
+            .execute(self.session.connection()?);
+        answer(limit, "let the rows behind a parked one go on", promote).await?;
+        Ok(())
+    }
+}

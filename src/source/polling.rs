@@ -1,0 +1,526 @@
+//! The polling publisher: claims rows of lanes under locks, and settles them in the same
+//! transaction.
+//!
+//! **One batch is one transaction.** Lock the lane rows; in a second statement, whose snapshot has
+//! all that the lanes' last holder committed, claim the oldest pending rows of those lanes; publish;
+//! settle; commit. No lease and no clock: Postgres frees the locks of whoever dies, and its time-outs
+//! those of whoever freezes.
+//!
+//! **Invariants**
+//! - An aggregate's rows are claimed by one transaction at a time, whichever relay it belongs to:
+//!   all of them are in one lane, and the lane's row is locked first.
+//! - Within a batch they come in `seq` order without a gap. A row that a foreign transaction has
+//!   locked makes a gap; the count notices, and the rows of its aggregate behind it are put aside.
+//! - Aggregates that wait behind a parked row are named in the batch, read after the lock.
+//!
+//! **Failures.** Any error closes the connection, so the claim is gone and its rows are free. What
+//! Kafka had acknowledged by then is published again: a duplicate, never a loss. A commit whose
+//! answer is lost is either of the two.
+//!
+//! **Drawback chosen.** A connection stays in a transaction while Kafka acknowledges, at most for
+//! the publish time-out. Leases would free it, at the price of clocks, of two more writes for each
+//! row, and of zombies that settle what they no longer own.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::decode::Place;
+use super::lanes::{Lanes, Limits, Offer, Turn};
+use super::parking::{PARKED_PAUSE, Parked, parked_state};
+use super::session::{Session, answer};
+use super::sql::Statements;
+use super::{Batch, Error, Judged, Next, Source};
+use crate::config::Database;
+use crate::ops::{failpoint, random};
+use crate::route::Waiting;
+use crate::settle::{Policy, Verdict};
+
+/// How long the claims pass over what waited when the worker asked, before it must ask again.
+const WAITING_LOOK: Duration = Duration::from_millis(500);
+
+/// What the workers of one outbox share in this process.
+#[derive(Debug)]
+pub struct Polling {
+    pub(super) outbox: String,
+    pub(super) routing: String,
+    pub(super) policy: Policy,
+    pub(super) until_empty: bool,
+    pub(super) statements: Statements,
+    pub(super) memory: Mutex<Memory>,
+    /// Told when a worker that waits may have something to do.
+    pub(super) wake: Notify,
+}
+
+/// What earlier claims taught.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) lanes: Lanes,
+    /// Aggregates with a row somebody else has locked, and until when they are passed over.
+    pub(super) locked: HashMap<String, Instant>,
+    pub(super) parked_after: Instant,
+    /// Whether a sweep of everything found nothing; only heeded when running until empty.
+    pub(super) empty: bool,
+    /// Whether the workers are to let go, because the start checks must look again.
+    pub(super) leave: bool,
+}
+
+/// What [`Polling::new`] needs beside the statements.
+#[derive(Debug)]
+pub(super) struct Settings<'a> {
+    pub(super) outbox: String,
+    pub(super) routing: String,
+    pub(super) policy: Policy,
+    pub(super) until_empty: bool,
+    pub(super) lanes: u16,
+    pub(super) relay: &'a crate::config::Relay,
+}
+
+impl Polling {
+    pub(super) fn new(settings: Settings<'_>, statements: Statements) -> Self {
+        let Settings {
+            outbox,
+            routing,
+            policy,
+            until_empty,
+            lanes,
+            relay,
+        } = settings;
+        let limits = Limits {
+            workers: relay.workers,
+            claim_rows_max: relay.claim_rows_max,
+            claim_bytes_max: relay.claim_bytes_max,
+            pause_min: relay.poll_interval_min,
+            pause_max: relay.poll_interval_max,
+            backoff_max: relay.retry_backoff_max,
+            attempts_max: until_empty.then_some(3),
+        };
+        let now = Instant::now();
+        let lanes = Lanes::new(lanes, limits, now);
+        let memory = Memory {
+            lanes,
+            locked: HashMap::new(),
+            parked_after: now,
+            empty: false,
+            leave: false,
+        };
+        Self {
+            outbox,
+            routing,
+            policy,
+            until_empty,
+            statements,
+            memory: Mutex::new(memory),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Somebody heard of new rows: poll now.
+    pub fn woken(&self) {
+        self.memory(|memory| memory.lanes.woken(Instant::now()));
+        self.wake.notify_one();
+    }
+
+    /// Asks every worker to let go: the table is to be looked at again.
+    pub fn leave(&self) {
+        self.memory(|memory| memory.leave = true);
+        self.wake.notify_waiters();
+    }
+
+    pub(super) fn statements(&self) -> &Statements {
+        &self.statements
+    }
+
+    pub(super) fn memory<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
+        // a panic elsewhere leaves at worst a lane that counts as held; the process ends on it
+        act(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// One worker's hand on the outbox: a connection, and a batch at a time.
+#[derive(Debug)]
+pub struct PollingSource {
+    pub(super) polling: Arc<Polling>,
+    pub(super) session: Session,
+    pub(super) claim_bytes_max: usize,
+}
+
+/// What was claimed, for settling it.
+#[derive(Debug)]
+pub struct Receipt {
+    held: HeldLanes,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+enum Origin {
+    /// The place of each event's row.
+    Outbox(Vec<Place>),
+    /// The parked row of each event, and its aggregate.
+    Parked(Vec<(i64, String)>),
+}
+
+/// What became of a claim.
+#[derive(Debug)]
+enum Claim {
+    /// Events to publish.
+    Batch(Batch<Receipt>),
+    /// There was nothing to publish after all.
+    Nothing,
+    /// Parked rows were dealt with; what they held back was not looked at yet.
+    Settled,
+}
+
+/// Lanes this process holds; given back when dropped, whatever happened.
+#[derive(Debug)]
+struct HeldLanes {
+    polling: Arc<Polling>,
+    lanes: Vec<i32>,
+    /// Whether the sweep that took them is still going on.
+    sweeping: bool,
+    /// Whether a claim of them is under way. One that does not end well is not made again as it
+    /// was: it may have been too large.
+    claiming: bool,
+}
+
+impl HeldLanes {
+    fn settled(mut self, failed: bool) {
+        let lanes = std::mem::take(&mut self.lanes);
+        let random = random();
+        self.polling
+            .memory(|memory| memory.lanes.settled(&lanes, failed, random, Instant::now()));
+    }
+}
+
+impl Drop for HeldLanes {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.polling.memory(|memory| {
+            if self.claiming {
+                memory.lanes.settled(&self.lanes, true, random(), now);
+            }
+            memory.lanes.released(&self.lanes, self.sweeping, now);
+        });
+    }
+}
+
+impl PollingSource {
+    /// A worker for the outbox that `polling` describes. Connects when it first claims.
+    ///
+    /// # Errors
+    /// The database URL is none.
+    pub fn new(
+        polling: &Arc<Polling>,
+        database: &Database,
+        relay: &crate::config::Relay,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            polling: Arc::clone(polling),
+            session: Session::new(database)?,
+            claim_bytes_max: relay.claim_bytes_max,
+        })
+    }
+
+    /// Claims from the lanes of `offer`.
+    async fn claim(&mut self, offer: Offer, waiting: &Waiting) -> Result<Claim, Error> {
+        failpoint("claim_before");
+        let polling = Arc::clone(&self.polling);
+        let sweeping = offer.sweep;
+        let mut held = HeldLanes {
+            polling: Arc::clone(&polling),
+            lanes: offer.lanes.clone(),
+            sweeping,
+            claiming: false,
+        };
+        let (lanes, decided) = self.take_lanes(&offer).await?;
+        held.lanes.clone_from(&lanes);
+        polling.memory(|memory| memory.lanes.taken(&offer, &lanes, Instant::now()));
+        if lanes.is_empty() {
+            held.sweeping = false;
+            self.session.end("rollback").await?;
+            return Ok(Claim::Nothing);
+        }
+        if !decided.is_empty() {
+            match self.claim_parked(&decided, waiting).await? {
+                Parked::None => {}
+                Parked::Settled => return Ok(Claim::Settled),
+                Parked::Claimed(events, rows) => {
+                    // (dropping the sweep's flag here: the lanes were not asked for rows)
+                    polling.memory(|memory| memory.lanes.swept(sweeping, true, Instant::now()));
+                    held.sweeping = false;
+                    let receipt = Receipt {
+                        held,
+                        origin: Origin::Parked(rows),
+                    };
+                    return Ok(Claim::Batch(Batch {
+                        events,
+                        held: HashSet::new(),
+                        receipt,
+                    }));
+                }
+            }
+        }
+
+        let filter = self.filter(waiting);
+        let asked = polling.memory(|memory| {
+            lanes
+                .iter()
+                .map(|lane| memory.lanes.rows_of(*lane, lanes.len()))
+                .collect::<Vec<_>>()
+        });
+        held.claiming = true;
+        let mut rows = self.claim_rows(&lanes, &asked, filter.as_ref()).await?;
+        held.claiming = false;
+        polling.memory(|memory| {
+            let came = rows.came(&lanes, &asked);
+            let (kept, now) = ((rows.rows.len(), rows.bytes), Instant::now());
+            memory.lanes.claimed(&came, kept, sweeping, now);
+            if memory.lanes.has_backlog() {
+                polling.wake.notify_waiters();
+            }
+        });
+        held.sweeping = false;
+        self.put_locked_aside(&mut rows.rows, filter.as_ref())
+            .await?;
+        if rows.rows.is_empty() {
+            self.session.end("rollback").await?;
+            return Ok(Claim::Nothing);
+        }
+        let held_keys = self.held_keys(&rows.rows).await?;
+        failpoint("claim_after");
+        let (places, events) = rows
+            .rows
+            .into_iter()
+            .map(|row| (row.place, row.event))
+            .unzip();
+        let receipt = Receipt {
+            held,
+            origin: Origin::Outbox(places),
+        };
+        Ok(Claim::Batch(Batch {
+            events,
+            held: held_keys,
+            receipt,
+        }))
+    }
+
+    /// Begins the transaction and locks what it can of the lanes of `offer`.
+    async fn take_lanes(&mut self, offer: &Offer) -> Result<(Vec<i32>, Vec<i32>), Error> {
+        let polling = Arc::clone(&self.polling);
+        let limit = self.session.answer_timeout();
+        let connection = self.session.begin(&polling.statements.open).await?;
+        let lanes = sqlx::query(polling.statements.lanes.clone())
+            .bind(&offer.lanes)
+            .bind(offer.sweep)
+            .bind(offer.take_max)
+            .fetch_all(connection);
+        let lanes = answer(limit, "take lanes", lanes).await?;
+        self.read_lanes(&lanes)
+    }
+
+    /// The lanes that were taken, and those of them with parked rows somebody decided about.
+    fn read_lanes(&self, rows: &[PgRow]) -> Result<(Vec<i32>, Vec<i32>), Error> {
+        let (mut lanes, mut decided) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            let read = || -> Result<(i32, Option<String>, bool), sqlx::Error> {
+                Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+            };
+            let (lane, routing, is_decided) =
+                read().map_err(|error| Error::statement("read the lanes", error))?;
+            match routing {
+                Some(theirs) if theirs != self.polling.routing => {
+                    return Err(Error::Routing {
+                        outbox: self.polling.outbox.clone(),
+                        ours: self.polling.routing.clone(),
+                        theirs,
+                    });
+                }
+                _ => lanes.push(lane),
+            }
+            if is_decided {
+                decided.push(lane);
+            }
+        }
+        Ok((lanes, decided))
+    }
+
+    async fn settle_all(&mut self, receipt: &Receipt, judged: &Judged<'_>) -> Result<(), Error> {
+        failpoint("settle_before");
+        match &receipt.origin {
+            Origin::Outbox(places) => self.settle_outbox(places, judged).await?,
+            Origin::Parked(rows) => {
+                let state = |verdict| match verdict {
+                    &Verdict::Done => Some(("done", None)),
+                    Verdict::Park(reason) => {
+                        Some((parked_state(self.polling.policy), Some(reason)))
+                    }
+                    Verdict::Behind => Some(("behind", None)),
+                    Verdict::Release => None,
+                };
+                let settled: Vec<_> = (rows.iter().zip(judged.verdicts))
+                    .filter_map(|((id, _), verdict)| state(verdict).map(|(s, r)| (*id, s, r)))
+                    .collect();
+                let keys: HashSet<&str> = rows.iter().map(|(_, key)| key.as_str()).collect();
+                let keys: Vec<&str> = keys.into_iter().collect();
+                if settled.len() < rows.len() {
+                    let after = Instant::now() + PARKED_PAUSE;
+                    self.polling.memory(|memory| memory.parked_after = after);
+                }
+                self.settle_parked(&settled, &keys).await?;
+            }
+        }
+        failpoint("settle_before_commit");
+        self.session.end("commit").await?;
+        failpoint("settle_after_commit");
+        Ok(())
+    }
+}
+
+impl Source for PollingSource {
+    type Receipt = Receipt;
+
+    async fn next(
+        &mut self,
+        waiting: &Waiting,
+        stop: &CancellationToken,
+    ) -> Result<Next<Receipt>, Error> {
+        let polling = Arc::clone(&self.polling);
+        let asked_at = Instant::now();
+        loop {
+            if !waiting.topics.is_empty() && asked_at.elapsed() > WAITING_LOOK {
+                return Ok(Next::Idle);
+            }
+            if stop.is_cancelled() {
+                return Ok(Next::Stopped);
+            }
+            let wake = polling.wake.notified();
+            // the end comes first: a turn takes lanes, and who ends would never give them back
+            let turn = polling.memory(|memory| {
+                let empty = memory.empty || memory.lanes.given_up();
+                let ended = memory.leave || (polling.until_empty && empty);
+                (!ended).then(|| memory.lanes.turn(Instant::now()))
+            });
+            let Some(turn) = turn else {
+                let leave = polling.memory(|memory| memory.leave);
+                return Ok(if leave { Next::Stopped } else { Next::Empty });
+            };
+            match turn {
+                Turn::Claim(offer) => {
+                    let sweep = offer.sweep;
+                    match self.claim(offer, waiting).await {
+                        Ok(Claim::Batch(batch)) => return Ok(Next::Batch(batch)),
+                        Ok(Claim::Nothing) if sweep => polling.memory(|memory| {
+                            memory.empty = memory.lanes.at_rest();
+                            if memory.empty && polling.until_empty {
+                                polling.wake.notify_waiters();
+                            }
+                        }),
+                        Ok(Claim::Nothing | Claim::Settled) => {}
+                        Err(error) => {
+                            self.session.discard();
+                            return Err(error);
+                        }
+                    }
+                }
+                Turn::Wait(until) => tokio::select! {
+                    () = stop.cancelled() => return Ok(Next::Stopped),
+                    () = wake => {}
+                    () = tokio::time::sleep_until(until) => {}
+                },
+            }
+        }
+    }
+
+    async fn settle(&mut self, receipt: Receipt, judged: &Judged<'_>) -> Result<(), Error> {
+        let settled = self.settle_all(&receipt, judged).await;
+        match settled {
+            Ok(()) => {
+                receipt.held.settled(judged.failed);
+                Ok(())
+            }
+            Err(error) => {
+                self.session.discard();
+                receipt.held.settled(true);
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sql::{Table, Timeouts};
+    use super::*;
+    use crate::config::{Layout, OnPublished, Relay, Secret, TableName};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A worker of an outbox whose server does not exist.
+    fn worker() -> (Arc<Polling>, PollingSource) {
+        let name = TableName::parse("outbox").unwrap();
+        let table = Table {
+            name: &name,
+            layout: Layout::Classic,
+            on_published: OnPublished::Mark,
+            lanes: 4,
+            payload_is_bytea: false,
+        };
+        let timeouts = Timeouts {
+            statement_ms: 1,
+            idle_ms: 1,
+            tcp_ms: 1,
+        };
+        let relay = Relay {
+            workers: 2,
+            claim_rows_max: 100,
+            claim_bytes_max: 1_000,
+            poll_interval_min: SECOND,
+            poll_interval_max: SECOND,
+            publish_timeout: SECOND,
+            retry_backoff_max: SECOND,
+            drain_timeout: SECOND,
+        };
+        let settings = Settings {
+            outbox: name.to_string(),
+            routing: String::new(),
+            policy: Policy::Block,
+            until_empty: true,
+            lanes: table.lanes,
+            relay: &relay,
+        };
+        let database = Database {
+            url: Secret::new("postgres://127.0.0.1:9/none"),
+            connect_timeout: SECOND,
+            statement_timeout: SECOND,
+            prepared_statements: true,
+        };
+        let polling = Arc::new(Polling::new(settings, Statements::render(table, timeouts)));
+        let source = PollingSource::new(&polling, &database, &relay).unwrap();
+        (polling, source)
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_ends_takes_no_lane_with_it() {
+        let stop = CancellationToken::new();
+        for empty in [true, false] {
+            let (polling, mut source) = worker();
+            polling.memory(|memory| memory.empty = empty);
+            if !empty {
+                polling.leave();
+            }
+            let next = source.next(&Waiting::default(), &stop).await.unwrap();
+            match empty {
+                true => assert!(matches!(next, Next::Empty)),
+                false => assert!(matches!(next, Next::Stopped)),
+            }
+            // or the others would wait for those lanes for ever
+            assert!(polling.memory(|memory| memory.lanes.at_rest()));
+        }
+    }
+}

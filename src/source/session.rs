@@ -1,0 +1,142 @@
+//! One connection, and at most one transaction on it.
+//!
+//! The driver's own transactions are not used: cancelling their begin can hand an open transaction
+//! back (sqlx issues 4385 and 4393), and a simple query that begins and sets everything is one round
+//! trip. The rule here is simpler: whatever goes wrong or is dropped half-way, the connection is
+//! closed, and Postgres rolls back.
+
+use std::future::Future;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlStr};
+
+use super::error::{Cause, Error};
+use crate::config::Database;
+
+/// How much longer than the server's own statement time-out the relay waits for an answer.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Session {
+    options: PgConnectOptions,
+    connect_timeout: Duration,
+    answer_timeout: Duration,
+    connection: Option<PgConnection>,
+    in_transaction: bool,
+}
+
+impl Session {
+    /// A session that connects when it is first used.
+    ///
+    /// # Errors
+    /// The URL is no Postgres URL. The message does not repeat it.
+    pub(super) fn new(database: &Database) -> Result<Self, Error> {
+        let options = database.url.expose().parse::<PgConnectOptions>();
+        let options = options
+            .map_err(|_| Error::Connect(Cause::new("the database URL is not a Postgres URL")))?
+            .application_name("outbox-relay")
+            // poolers refuse start-up parameters they do not know; the transactions set their own
+            .extra_float_digits(None)
+            .statement_cache_capacity(if database.prepared_statements { 100 } else { 0 })
+            .disable_statement_logging();
+        Ok(Self {
+            options,
+            connect_timeout: database.connect_timeout,
+            answer_timeout: database.statement_timeout + GRACE,
+            connection: None,
+            in_transaction: false,
+        })
+    }
+
+    /// Connects if need be and begins a transaction by `open`. One that was left open, by a batch
+    /// that was dropped, goes first, with its connection.
+    pub(super) async fn begin(&mut self, open: &SqlStr) -> Result<&mut PgConnection, Error> {
+        if self.in_transaction {
+            self.discard();
+        }
+        self.connect().await?;
+        self.in_transaction = true;
+        let doing = "begin a transaction";
+        let limit = self.answer_timeout;
+        let connection = self.connection()?;
+        let begun = sqlx::raw_sql(open.clone()).execute(&mut *connection);
+        answer(limit, doing, begun).await?;
+        self.connection()
+    }
+
+    /// Ends the transaction.
+    pub(super) async fn end(&mut self, statement: &'static str) -> Result<(), Error> {
+        let limit = self.answer_timeout;
+        let ended = sqlx::raw_sql(statement).execute(self.connection()?);
+        answer(limit, statement, ended).await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+
+    /// Connects if need be.
+    pub(super) async fn connect(&mut self) -> Result<&mut PgConnection, Error> {
+        if self.connection.is_none() {
+            let connecting = PgConnection::connect_with(&self.options);
+            let connection = match tokio::time::timeout(self.connect_timeout, connecting).await {
+                Ok(connection) => connection.map_err(|error| Error::Connect(error.into()))?,
+                Err(_) => {
+                    let after = self.connect_timeout;
+                    return Err(Error::Silence {
+                        doing: "let the relay connect",
+                        after,
+                    });
+                }
+            };
+            self.connection = Some(connection);
+            self.in_transaction = false;
+        }
+        self.connection()
+    }
+
+    /// The connection, which [`Session::begin`] or [`Session::connect`] has made.
+    pub(super) fn connection(&mut self) -> Result<&mut PgConnection, Error> {
+        let lost = || Error::Connect(Cause::new("the connection was given up"));
+        self.connection.as_mut().ok_or_else(lost)
+    }
+
+    /// How long to wait for an answer.
+    pub(super) fn answer_timeout(&self) -> Duration {
+        self.answer_timeout
+    }
+
+    /// Closes the connection without a word, and with it its transaction and its locks.
+    pub(super) fn discard(&mut self) {
+        self.connection = None;
+        self.in_transaction = false;
+    }
+}
+
+/// The result of a statement for `doing`, if it comes within `limit`.
+pub(super) async fn answer<T>(
+    limit: Duration,
+    doing: &'static str,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(limit, statement).await {
+        Ok(result) => result.map_err(|error| Error::statement(doing, error)),
+        Err(_) => Err(Error::Silence {
+            doing,
+            after: limit,
+        }),
+    }
+}
+
+/// Runs a change that two relays may make at once, in a transaction that minds it under no default:
+/// a serializable one would refuse the second.
+pub(super) async fn committed(
+    connection: &mut PgConnection,
+    limit: Duration,
+    doing: &'static str,
+    change: &str,
+) -> Result<(), Error> {
+    let change = format!("begin isolation level read committed read write; {change}; commit");
+    let change = sqlx::raw_sql(AssertSqlSafe(change)).execute(connection);
+    answer(limit, doing, change).await.map(drop)
+}

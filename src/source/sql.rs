@@ -1,0 +1,367 @@
+//! Every statement of the flow, whole, rendered once for a table. What `migrate` runs is in
+//! `migrate`; what the start checks ask is in `inspect`.
+//!
+//! All of them run inside the transaction that [`Statements::open`] began, under its pins. The
+//! plans below were read with `explain` on a table of a million rows, bloated and not; the test
+//! `plans` holds them.
+
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+
+use super::layout::{has_headers_and_topic, literal, quote_table};
+use crate::config::{Layout, OnPublished, TableName};
+
+/// The statements that serve one outbox table.
+#[derive(Debug, Clone)]
+pub(super) struct Statements {
+    pub(super) open: SqlStr,
+    pub(super) lanes: SqlStr,
+    pub(super) claim: Filtered,
+    pub(super) count: Filtered,
+    pub(super) skipped: Filtered,
+    pub(super) held: SqlStr,
+    pub(super) finish: SqlStr,
+    pub(super) park: SqlStr,
+    pub(super) parked_claim: SqlStr,
+    pub(super) parked_settle: SqlStr,
+    pub(super) parked_promote: SqlStr,
+    pub(super) parked_sweep: SqlStr,
+    pub(super) purge: SqlStr,
+    pub(super) left: SqlStr,
+}
+
+/// A statement without and with the filter that passes over rows which wait.
+#[derive(Debug, Clone)]
+pub(super) struct Filtered {
+    pub(super) plain: SqlStr,
+    pub(super) filtered: SqlStr,
+}
+
+/// What the statements are rendered from. The lanes and the payload's type are the database's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Table<'a> {
+    pub(super) name: &'a TableName,
+    pub(super) layout: Layout,
+    pub(super) on_published: OnPublished,
+    pub(super) lanes: u16,
+    pub(super) payload_is_bytea: bool,
+}
+
+/// What a transaction is limited to, in milliseconds, as Postgres takes them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timeouts {
+    pub(super) statement_ms: u128,
+    pub(super) idle_ms: u128,
+    pub(super) tcp_ms: u128,
+}
+
+/// The lane of a row: a hash of the aggregate id as text. The index has this very expression.
+pub(super) fn lane_of(row: &str, lanes: u16) -> String {
+    let mask = lanes - 1;
+    format!("(hashtext(coalesce({row}aggregate_id::text, '')) & {mask})")
+}
+
+impl Statements {
+    pub(super) fn render(table: Table<'_>, timeouts: Timeouts) -> Self {
+        let Table {
+            name,
+            layout,
+            on_published,
+            lanes,
+            payload_is_bytea,
+        } = table;
+        let outbox = literal(&name.to_string());
+        let rows = quote_table(name);
+        let lane = lane_of("t.", lanes);
+        let mask = lanes - 1;
+        // a row without a number has no place in the order: it is an alarm of the look, not a claim
+        let pending = "t.published_at is null and t.seq is not null";
+        let (own_headers, own_topic) = if has_headers_and_topic(layout) {
+            ("t.headers::text", "t.topic::text")
+        } else {
+            ("null::text", "null::text")
+        };
+        let payload = if payload_is_bytea {
+            "t.payload"
+        } else {
+            "t.payload::text"
+        };
+        let value = if payload_is_bytea {
+            "o.payload"
+        } else {
+            "convert_to(o.payload::text, 'UTF8')"
+        };
+        let moved = |column: &str| column.replace("t.", "o.");
+        // $3 aggregates, $4 to $6 kinds: aggregate type, event type, own topic
+        let waits = format!(
+            "and coalesce(t.aggregate_id::text, '') <> all ($3::text[])
+             and (t.aggregate_type::text, t.event_type::text, coalesce({own_topic}, '')) not in
+                 (select * from unnest($4::text[], $5::text[], $6::text[]))"
+        );
+        let filtered = |render: &dyn Fn(&str) -> String| Filtered {
+            plain: sql(render("")),
+            filtered: sql(render(&waits)),
+        };
+
+        Self {
+            // One simple query, so one round trip. Read committed, stated, whatever the database's
+            // default: the claim must see what the last holder of the lane committed.
+            //
+            // The pins: a stale or impossible estimate turns the claim into a sort of the whole
+            // backlog; without these three the index gives the order, always. Their penalty would
+            // switch the JIT compiler on, at 150 ms a statement.
+            // `row_security`: a policy that hides rows from the relay is an error, not silence.
+            // The formats: each changes the bytes that a payload or an id is printed as.
+            // `tcp_user_timeout`: a relay that froze while Postgres is sending to it is `active`,
+            // and neither idle nor statement time-out would free its locks.
+            open: sql(format!(
+                "begin isolation level read committed read write;
+                 set local search_path = pg_catalog, pg_temp;
+                 set local statement_timeout = {statement};
+                 set local idle_in_transaction_session_timeout = {idle};
+                 set local tcp_user_timeout = {tcp};
+                 set local enable_seqscan = off;
+                 set local enable_bitmapscan = off;
+                 set local enable_sort = off;
+                 set local jit = off;
+                 set local row_security = off;
+                 set local timezone = 'UTC';
+                 set local datestyle = 'ISO, MDY';
+                 set local intervalstyle = 'postgres';
+                 set local extra_float_digits = 1;
+                 set local bytea_output = 'hex';",
+                statement = timeouts.statement_ms,
+                idle = timeouts.idle_ms,
+                tcp = timeouts.tcp_ms,
+            )),
+
+            // Takes up to $3 of the lanes $1, the first of them first: those that are free and, if
+            // $2, have work. Locks the lane rows it returns and no other.
+            // Plan: index scan of the lanes; for `has work` one probe of the lane index a lane. Not
+            // `exists`: under an `or` the planner hashes its whole subquery, the whole backlog
+            // (4 s for a million rows); a scalar subquery is run as written.
+            lanes: sql(format!(
+                "select l.lane, o.routing,
+                        exists (select from outbox_relay.parked p
+                                 where p.outbox = {outbox} and p.state in ('retry', 'skip')
+                                   and (p.hash & {mask}) = l.lane) as decided
+                   from outbox_relay.lane l
+                   join outbox_relay.outbox o on o.name = l.outbox
+                  where l.outbox = {outbox} and l.lane = any ($1::int4[])
+                    and (not $2
+                         or (select true from {rows} t
+                              where {pending} and {lane} = l.lane limit 1)
+                         or (select true from outbox_relay.parked p
+                              where p.outbox = {outbox} and p.state in ('retry', 'skip')
+                                and (p.hash & {mask}) = l.lane limit 1))
+                  order by array_position($1, l.lane)
+                  limit $3
+                    for update of l skip locked"
+            )),
+
+            // Claims the oldest pending rows of each lane $1, at most $2 of it. A second statement
+            // after the lanes' lock, so that its snapshot has all the last holder committed.
+            // `lateral`, because `lane = any (…) order by seq` has no index that gives its order.
+            // Also says whether any aggregate of this outbox waits behind a parked row.
+            // Plan: one index scan a lane, no sort. Locks the rows it returns; what a foreign
+            // transaction has locked is passed over, which `count` notices.
+            claim: filtered(&|waits| {
+                format!(
+                    "select x.*,
+                            (select exists (select from outbox_relay.parked p
+                              where p.outbox = {outbox} and p.state <> 'dead')) as holding
+                       from unnest($1::int4[], $2::int4[]) as l (lane, rows_max)
+                      cross join lateral
+                            (select l.lane, t.seq, t.tableoid, t.ctid, t.id, t.aggregate_type::text,
+                                    t.aggregate_id::text, t.event_type::text, {payload},
+                                    {own_headers}, {own_topic}
+                               from {rows} t
+                              where {pending} and {lane} = l.lane {waits}
+                              order by t.seq
+                              limit l.rows_max
+                                for update skip locked) x"
+                )
+            }),
+
+            // How many pending rows each lane $1 has up to seq $2: more than were claimed means
+            // that a locked one was passed over. Later than the claim's snapshot, so it may also
+            // count a row that was committed since; that only makes the relay look closer.
+            // Plan: one index scan a lane over the rows just read. No locks.
+            count: filtered(&|waits| {
+                format!(
+                    "select l.lane, c.rows
+                       from unnest($1::int4[], $2::int8[]) as l (lane, seq_max)
+                      cross join lateral
+                            (select count(*) as rows
+                               from {rows} t
+                              where {pending} and {lane} = l.lane and t.seq <= l.seq_max {waits}) c"
+                )
+            }),
+
+            // The rows of lane $1 up to seq $2 that are pending and were not claimed: the ones
+            // passed over, each with its aggregate. $7 are the claimed.
+            skipped: filtered(&|waits| {
+                let claimed = if waits.is_empty() { "$3" } else { "$7" };
+                format!(
+                    "select t.seq, coalesce(t.aggregate_id::text, '')
+                       from {rows} t
+                      where {pending} and {lane} = $1 and t.seq <= $2 {waits}
+                        and t.seq <> all ({claimed}::int8[])
+                      order by t.seq"
+                )
+            }),
+
+            // Which of the aggregates $1 wait behind a parked row.
+            // Plan: one probe of `parked_holding` each.
+            held: sql(format!(
+                "select k.key
+                   from unnest($1::text[]) as k (key)
+                  where (select true from outbox_relay.parked p
+                          where p.outbox = {outbox} and p.state <> 'dead'
+                            and coalesce(p.aggregate_id, '') = k.key limit 1)"
+            )),
+
+            // Marks or deletes the rows at $2 of the table $1. They are locked by this transaction,
+            // so nothing can have moved them. The oid, because a place is not unique in a
+            // partitioned table. Plan: tid scan.
+            finish: sql(match on_published {
+                OnPublished::Mark => format!(
+                    "update {rows} t set published_at = clock_timestamp()
+                      where t.tableoid = $1 and t.ctid = any ($2::text[]::tid[])"
+                ),
+                OnPublished::Delete => format!(
+                    "delete from {rows} t
+                      where t.tableoid = $1 and t.ctid = any ($2::text[]::tid[])"
+                ),
+            }),
+
+            // Moves the rows at $2 of the table $1 to the parked ones, with state, reason and
+            // record. Plan: tid scan for the delete, then a join of two small sets.
+            park: sql(format!(
+                "with moved as (
+                   delete from {rows} o
+                    where o.tableoid = $1 and o.ctid = any ($2::text[]::tid[])
+                   returning o.ctid as place, o.seq, o.id, o.aggregate_type::text as aggregate_type,
+                             o.aggregate_id::text as aggregate_id,
+                             o.event_type::text as event_type, o.created_at,
+                             {value} as value, {row_headers} as row_headers,
+                             {row_topic} as row_topic)
+                 insert into outbox_relay.parked
+                        (outbox, state, reason_class, reason, attempts, seq, event_id,
+                         aggregate_type, aggregate_id, event_type, row_headers, row_topic,
+                         created_at, topic, headers, value, hash)
+                 select {outbox}, p.state, p.class, p.reason, (p.state <> 'behind')::int, m.seq, m.id,
+                        m.aggregate_type, m.aggregate_id, m.event_type, m.row_headers, m.row_topic,
+                        m.created_at, p.topic, p.headers, m.value,
+                        hashtext(coalesce(m.aggregate_id, ''))
+                   from moved m
+                   join unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+                        as p (place, state, class, reason, topic, headers)
+                     on p.place::tid = m.place
+                  order by m.seq",
+                row_headers = moved(own_headers),
+                row_topic = moved(own_topic),
+            )),
+
+            // The parked rows of the lanes $1 that may be published, oldest first, at most $2: those
+            // of an aggregate somebody decided about, up to the next one that is blocked. Not those
+            // of the topics $3, which cannot be written now. `nowait`: somebody who is looking into
+            // a parked row in a transaction must not hold up the lanes.
+            parked_claim: sql(format!(
+                "select p.parked_id, p.state, p.seq, p.event_id, p.aggregate_type, p.aggregate_id,
+                        p.event_type, p.value, p.row_headers, p.row_topic, p.topic, p.headers
+                   from (select distinct coalesce(d.aggregate_id, '') as key
+                           from outbox_relay.parked d
+                          where d.outbox = {outbox} and d.state in ('retry', 'skip')
+                            and (d.hash & {mask}) = any ($1::int4[])) k
+                  cross join lateral
+                        (select h.*
+                           from outbox_relay.parked h
+                          where h.outbox = {outbox} and h.state <> 'dead'
+                            and coalesce(h.aggregate_id, '') = k.key
+                            and not exists (select from outbox_relay.parked b
+                                             where b.outbox = {outbox} and b.state = 'blocked'
+                                               and coalesce(b.aggregate_id, '') = k.key
+                                               and (b.seq, b.parked_id) < (h.seq, h.parked_id))
+                            and h.state <> 'blocked'
+                          order by h.seq, h.parked_id
+                          limit $2
+                            for update nowait) p
+                  where p.topic is null or p.topic <> all ($3::text[])
+                  limit $2"
+            )),
+
+            // Settles parked rows $1: each gets the state $2 with class $3 and reason $4; the state
+            // 'done' takes it away.
+            parked_settle: sql(
+                "with verdict as (
+                   select * from unnest($1::int8[], $2::text[], $3::text[], $4::text[])
+                            as v (parked_id, state, class, reason)),
+                 gone as (
+                   delete from outbox_relay.parked p using verdict v
+                    where p.parked_id = v.parked_id and v.state = 'done')
+                 update outbox_relay.parked p
+                    set state = v.state, reason_class = coalesce(v.class, p.reason_class),
+                        reason = coalesce(v.reason, p.reason), attempts = p.attempts + 1
+                   from verdict v
+                  where p.parked_id = v.parked_id and v.state <> 'done'"
+                    .to_owned(),
+            ),
+
+            // The first parked row of each aggregate $1, if it only waited for one in front of it
+            // that is gone now, is to be published.
+            parked_promote: sql(format!(
+                "update outbox_relay.parked p set state = 'retry'
+                   from unnest($1::text[]) as k (key)
+                  cross join lateral
+                        (select h.parked_id, h.state
+                           from outbox_relay.parked h
+                          where h.outbox = {outbox} and h.state <> 'dead'
+                            and coalesce(h.aggregate_id, '') = k.key
+                          order by h.seq, h.parked_id
+                          limit 1) f
+                  where p.parked_id = f.parked_id and f.state = 'behind'
+                    and p.state = 'behind'"
+            )),
+
+            // The same for every aggregate, now and then: somebody may have deleted the row in
+            // front by hand.
+            parked_sweep: sql(format!(
+                "update outbox_relay.parked p set state = 'retry'
+                   from (select distinct on (coalesce(h.aggregate_id, '')) h.parked_id, h.state
+                           from outbox_relay.parked h
+                          where h.outbox = {outbox} and h.state <> 'dead'
+                          order by coalesce(h.aggregate_id, ''), h.seq, h.parked_id) f
+                  where p.parked_id = f.parked_id and f.state = 'behind'
+                    and p.state = 'behind'"
+            )),
+
+            // Deletes at most $2 rows, from place $3 on, that were marked longer than $1 seconds
+            // ago; says how many, and the last place. No index on the time of publishing is wanted
+            // for this: each mark would pay for it. Plan: tid range scan in the table's own order,
+            // from where the last batch ended. Passes over what somebody has locked.
+            purge: sql(format!(
+                "with old as (
+                   select o.ctid from {rows} o
+                    where o.ctid > $3::text::tid
+                      and o.published_at < clock_timestamp() - make_interval(secs => $1)
+                    limit $2 for update skip locked),
+                 gone as (
+                   delete from {rows} t where t.ctid = any (array(select ctid from old))
+                   returning t.ctid)
+                 select count(*), max(ctid)::text from gone"
+            )),
+
+            // What is left: pending rows, and parked ones by state.
+            left: sql(format!(
+                "select 'pending', count(*) from {rows} t where t.published_at is null
+                  union all
+                 select p.state, count(*) from outbox_relay.parked p
+                  where p.outbox = {outbox} group by 1"
+            )),
+        }
+    }
+}
+
+fn sql(text: String) -> SqlStr {
+    AssertSqlSafe(text).into_sql_str()
+}

@@ -1,0 +1,88 @@
+//! Before a relay first serves a table: is somebody else's worker still at it?
+
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgConnection;
+
+use super::error::Error;
+use super::inspect::Inspector;
+use super::layout::{literal, quote_table};
+use super::session::{answer, committed};
+
+impl Inspector {
+    /// Whether somebody else's worker marks or deletes rows of this table. Only asked before any
+    /// relay has served it: nobody but that worker would then. Takes some seconds when the table has
+    /// a past. `None`: nobody does; the table is the relays' from now on.
+    ///
+    /// # Errors
+    /// Postgres could not be asked.
+    pub async fn other_worker(&mut self) -> Result<Option<String>, Error> {
+        let found = self.find_other_worker().await;
+        self.session.discard();
+        found
+    }
+
+    async fn find_other_worker(&mut self) -> Result<Option<String>, Error> {
+        let limit = self.session.answer_timeout();
+        let name = self.outbox.table.to_string();
+        let connection = self.session.connect().await?;
+        let adopted = "select adopted_at is not null from outbox_relay.outbox where name = $1";
+        let adopted = sqlx::query_scalar::<_, bool>(adopted)
+            .bind(&name)
+            .fetch_one(&mut *connection);
+        if answer(limit, "read the outbox's entry", adopted).await? {
+            return Ok(None);
+        }
+        let rows = literal(&quote_table(&self.outbox.table));
+        // updates and deletes of the table so far. A backend reports at its transactions' ends, at
+        // most once a second (PGSTAT_MIN_INTERVAL), so a worker that is at it shows within two.
+        let changes = format!(
+            "select pg_stat_get_tuples_updated({rows}::regclass)
+                  + pg_stat_get_tuples_deleted({rows}::regclass)"
+        );
+        let before = changes_so_far(connection, limit, &changes).await?;
+        let marked = format!(
+            "select exists (select from {} where published_at is not null)",
+            quote_table(&self.outbox.table)
+        );
+        let marked =
+            sqlx::query_scalar::<_, bool>(AssertSqlSafe(marked)).fetch_one(&mut *connection);
+        let marked = answer(limit, "look for marked rows", marked).await?;
+        if before > 0 || marked {
+            for _ in 0..OTHER_WORKER_LOOKS {
+                tokio::time::sleep(OTHER_WORKER_PAUSE).await;
+                if changes_so_far(connection, limit, &changes).await? != before {
+                    return Ok(Some(format!(
+                        "another worker is marking or deleting rows of {name}: two would publish the \
+                         same rows, in no order. Stop it; this relay starts when the table has been \
+                         quiet for {} s",
+                        (OTHER_WORKER_PAUSE * OTHER_WORKER_LOOKS).as_secs()
+                    )));
+                }
+            }
+        }
+        let adopt = format!(
+            "update outbox_relay.outbox set adopted_at = now()
+              where name = {} and adopted_at is null",
+            literal(&name)
+        );
+        committed(connection, limit, "adopt the outbox", &adopt).await?;
+        Ok(None)
+    }
+}
+
+/// Ten seconds in all: a worker that polls has come round by then.
+const OTHER_WORKER_LOOKS: u32 = 20;
+const OTHER_WORKER_PAUSE: Duration = Duration::from_millis(500);
+
+async fn changes_so_far(
+    connection: &mut PgConnection,
+    limit: Duration,
+    sql: &str,
+) -> Result<i64, Error> {
+    let changes = sqlx::query_scalar::<_, Option<i64>>(AssertSqlSafe(sql)).fetch_one(connection);
+    Ok(answer(limit, "read the table's statistics", changes)
+        .await?
+        .unwrap_or(0))
+}

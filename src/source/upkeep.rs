@@ -1,0 +1,92 @@
+//! What an outbox needs now and then: marked rows that are old enough go, and parked rows whose
+//! front was deleted by hand go on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::Error;
+use super::polling::Polling;
+use super::session::{Session, answer};
+use crate::config::{Database, OnPublished, Outbox};
+
+/// Rows in one deletion, so that no lock is held for long and no replica falls behind.
+const PURGE_ROWS: i64 = 5_000;
+/// The pause between two deletions, for the same reason.
+const PURGE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Looks after one outbox, on a connection of its own while it is at it.
+#[derive(Debug)]
+pub struct Upkeep {
+    session: Session,
+    polling: Arc<Polling>,
+    retention: Option<Duration>,
+}
+
+impl Upkeep {
+    /// For the outbox that `polling` describes.
+    ///
+    /// # Errors
+    /// The database URL is none.
+    pub fn new(
+        database: &Database,
+        outbox: &Outbox,
+        polling: &Arc<Polling>,
+    ) -> Result<Self, Error> {
+        let marks = outbox.on_published == OnPublished::Mark;
+        Ok(Self {
+            session: Session::new(database)?,
+            polling: Arc::clone(polling),
+            retention: outbox.retention.filter(|_| marks),
+        })
+    }
+
+    /// How long until the next [`Upkeep::tend`]: often enough that rows are not kept much longer
+    /// than wanted, seldom enough that looking for them costs nothing (each look reads the table).
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(600);
+        const SHORTEST: Duration = Duration::from_secs(1);
+        const USUAL: Duration = Duration::from_secs(60);
+        self.retention
+            .map_or(USUAL, |kept| (kept / 20).clamp(SHORTEST, LONGEST))
+    }
+
+    /// Tends the outbox once; says how many marked rows were deleted.
+    ///
+    /// # Errors
+    /// Postgres could not be asked, or refused.
+    pub async fn tend(&mut self) -> Result<u64, Error> {
+        let tended = self.tend_once().await;
+        self.session.discard();
+        tended
+    }
+
+    async fn tend_once(&mut self) -> Result<u64, Error> {
+        let statements = self.polling.statements().clone();
+        let limit = self.session.answer_timeout();
+        let connection = self.session.begin(&statements.open).await?;
+        let sweep = sqlx::query(statements.parked_sweep.clone()).execute(connection);
+        answer(limit, "let parked rows without a front go on", sweep).await?;
+        self.session.end("commit").await?;
+        let Some(kept) = self.retention else {
+            return Ok(0);
+        };
+        let (mut place, mut purged) = ("(0,0)".to_owned(), 0_u64);
+        loop {
+            let connection = self.session.begin(&statements.open).await?;
+            let purge = sqlx::query_as::<_, (i64, Option<String>)>(statements.purge.clone())
+                .bind(kept.as_secs_f64())
+                .bind(PURGE_ROWS)
+                .bind(&place)
+                .fetch_one(connection);
+            let (rows, last) = answer(limit, "purge marked rows", purge).await?;
+            self.session.end("commit").await?;
+            purged += u64::try_from(rows).unwrap_or(0);
+            match last {
+                Some(last) if rows == PURGE_ROWS => place = last,
+                _ => return Ok(purged),
+            }
+            tokio::time::sleep(PURGE_PAUSE).await;
+        }
+    }
+}

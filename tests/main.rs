@@ -1,0 +1,21 @@
+//! The promises, tested on a real Postgres and a real Kafka (`support::servers` says whose).
+//! `OUTBOX_TEST_REQUIRE=1` fails what would be skipped where there are none.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod bounds;
+mod config_cli;
+mod crash;
+mod delivery;
+mod harness;
+mod input;
+mod layouts;
+mod migrate;
+mod ordering;
+mod outage;
+mod placement;
+mod plans;
+mod refusal;
+mod start;
+mod support;
+mod tidy;
+mod upkeep;

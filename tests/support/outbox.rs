@@ -1,0 +1,120 @@
+//! Outbox tables as services make them.
+
+use std::time::Duration;
+
+use super::{World, eventually};
+
+/// Which columns the table has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    Classic,
+    Native,
+}
+
+/// What the relay does with a published row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnPublished {
+    Mark,
+    Delete,
+}
+
+/// An outbox table and how it is served.
+#[derive(Debug, Clone)]
+pub(crate) struct Outbox {
+    /// In the schema `public`.
+    pub(crate) table: String,
+    pub(crate) layout: Layout,
+    pub(crate) on_published: OnPublished,
+    /// Further lines for its part of the config file.
+    pub(crate) config: String,
+}
+
+impl Layout {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Native => "native",
+        }
+    }
+}
+
+impl OnPublished {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Mark => "mark",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+impl Outbox {
+    /// Says what the table will be like; [`Outbox::create`] makes it.
+    pub(crate) fn new(table: &str, layout: Layout, on_published: OnPublished) -> Self {
+        Self {
+            table: table.to_owned(),
+            layout,
+            on_published,
+            config: String::new(),
+        }
+    }
+
+    /// The classic table, marked when published: what most services have.
+    pub(crate) fn classic() -> Self {
+        Self::new("outbox", Layout::Classic, OnPublished::Mark)
+    }
+
+    /// Makes the table as a service's own migration would, and the two tables that the writers
+    /// keep beside it: orders, whose rows serialise the writers of an aggregate, and a journal
+    /// that tells which transactions were committed when a reply was lost.
+    pub(crate) async fn create(&self, world: &World) {
+        let table = &self.table;
+        let outbox = match self.layout {
+            Layout::Classic => format!(
+                "create table {table} (
+                   id uuid primary key default gen_random_uuid(), aggregate_id uuid not null, aggregate_type text not null,
+                   event_type text not null, payload jsonb not null, created_at timestamptz not null default now(), published_at timestamptz)"
+            ),
+            Layout::Native => format!(
+                "create table {table} (
+                   seq bigint generated always as identity, id uuid primary key default gen_random_uuid(),
+                   aggregate_id text not null, aggregate_type text not null, event_type text not null,
+                   payload jsonb, headers jsonb, topic text,
+                   created_at timestamptz not null default now(), published_at timestamptz)"
+            ),
+        };
+        world
+            .execute(&format!(
+                "{outbox};
+                 create table {table}_orders (id text primary key, n bigint not null default 0);
+                 create table {table}_journal (id uuid primary key)"
+            ))
+            .await;
+    }
+
+    /// Rows that are neither published nor parked.
+    pub(crate) async fn pending(&self, world: &World) -> i64 {
+        let table = &self.table;
+        let sql = format!("select count(*) from {table} where published_at is null");
+        world.number(&sql).await
+    }
+
+    /// Rows that are marked as published.
+    pub(crate) async fn published(&self, world: &World) -> i64 {
+        let table = &self.table;
+        let sql = format!("select count(*) from {table} where published_at is not null");
+        world.number(&sql).await
+    }
+
+    /// Waits until nothing is pending.
+    pub(crate) async fn wait_drained(&self, world: &World, limit: Duration) {
+        let what = format!("{} is drained", self.table);
+        eventually(limit, &what, async || self.pending(world).await == 0).await;
+    }
+}
+
+/// Rows that the relay has parked.
+pub(crate) async fn parked(world: &World) -> i64 {
+    world
+        .number("select count(*) from outbox_relay.parked")
+        .await
+}
