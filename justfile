@@ -11,6 +11,10 @@ check:
 test *ARGS:
     cargo test {{ARGS}}
 
+# the faults again and again, for hours if you let it: each time with another seed
+soak *ARGS:
+    OUTBOX_TEST_SOAK=1 cargo test --test main {{ARGS}}
+
 # everything CI does
 ci *STEPS:
     .ci/run {{STEPS}}

@@ -39,10 +39,10 @@ async fn killed_again_and_again(world: &World, on_published: OnPublished) {
     let topic = topic_of(&load.aggregate_type);
     world.kafka.create_topic(&topic, 4, &[]).await;
     let writing = load.start(world, &outbox).await;
-    let mut rng = Rng::new(17);
+    let mut rng = Rng::of_run(on_published.name());
     let mut relays = [setup.run(), setup.run()];
-    const KILLS: usize = 16;
-    for kill in 0..KILLS {
+    let kills = support::short_or_long(16, 1_000);
+    for kill in 0..kills {
         // Some die before they have claimed anything, most in the middle of a batch.
         sleep(rng.between(50, 700)).await;
         std::mem::replace(&mut relays[kill % 2], setup.run()).sigkill();
@@ -60,7 +60,7 @@ async fn killed_again_and_again(world: &World, on_published: OnPublished) {
     let report = world.check(&ledger).await;
     assert!(report.rolled_back > 100, "{report}");
     // In flight at each kill: a batch for each worker.
-    report.assert_clean(KILLS * WORKERS * ROWS_MAX);
+    report.assert_clean(kills * WORKERS * ROWS_MAX);
 }
 
 #[test]

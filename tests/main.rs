@@ -6,6 +6,7 @@ mod bounds;
 mod config_cli;
 mod crash;
 mod delivery;
+mod faults;
 mod harness;
 mod input;
 mod layouts;

@@ -19,6 +19,7 @@ mod janitor;
 pub(crate) mod kafka;
 mod local;
 pub(crate) mod outbox;
+pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod servers;
 pub(crate) mod writers;
@@ -338,6 +339,41 @@ fn a_database_replaces_the_one_in_a_url() {
     );
 }
 
+/// Runs what needs no servers.
+pub(crate) fn block_on(test: impl Future<Output = ()>) {
+    RUNTIME.block_on(test);
+}
+
+/// Whether the long form of a test is wanted (`just soak`): the short one runs with all others.
+pub(crate) fn soak() -> bool {
+    given("OUTBOX_TEST_SOAK").is_some_and(|it| it != "0")
+}
+
+/// `short`, or `long` in the long form of a test.
+pub(crate) fn short_or_long<T>(short: T, long: T) -> T {
+    if soak() { long } else { short }
+}
+
+/// What this run's schedules of faults are made from: `OUTBOX_TEST_SEED`, to replay one, or a number
+/// that no other run has. Every run prints it.
+pub(crate) fn seed() -> u64 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| {
+        let seed = match given("OUTBOX_TEST_SEED") {
+            Some(seed) => seed.parse().expect("OUTBOX_TEST_SEED is a number"),
+            None => {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let nanoseconds = now.map_or(0, |now| u64::from(now.subsec_nanos()));
+                Rng::new(nanoseconds ^ u64::from(std::process::id()) << 32).next() >> 32
+            }
+        };
+        say(&format!(
+            "OUTBOX_TEST_SEED={seed} makes these schedules again"
+        ));
+        seed
+    });
+    *SEED
+}
+
 /// Waits until `condition` holds, looking often. `what` says what never came.
 pub(crate) async fn eventually<F>(limit: Duration, what: &str, mut condition: impl FnMut() -> F)
 where
@@ -357,6 +393,13 @@ pub(crate) struct Rng(u64);
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// The numbers of this run for the test called `name`: other tests have others, whatever runs
+    /// beside them or before.
+    pub(crate) fn of_run(name: &str) -> Self {
+        let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Self(name.bytes().fold(seed(), fold))
     }
 
     pub(crate) fn next(&mut self) -> u64 {
