@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// Which way bytes go.
@@ -123,13 +123,8 @@ pub(crate) struct Proxy {
     port: u16,
     orders: watch::Sender<Orders>,
     shared: Arc<Shared>,
-    accepting: AbortHandle,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
+    /// Aborted when dropped.
+    _accepting: JoinSet<()>,
 }
 
 impl Proxy {
@@ -145,12 +140,13 @@ impl Proxy {
         let listening = listener.local_addr().expect("a listener has an address");
         let shared = Arc::new(Shared::default());
         let (orders, seen) = watch::channel(Orders::default());
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), seen)).abort_handle();
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, Arc::clone(&shared), seen));
         let proxy = Self {
             port: listening.port(),
             orders,
             shared,
-            accepting,
+            _accepting: accepting,
         };
         proxy.target(port);
         proxy
@@ -456,19 +452,22 @@ mod tests {
     use super::*;
     use crate::support;
 
-    async fn echo() -> u16 {
+    /// A server, gone when the set is dropped, and a proxy before it.
+    async fn echo() -> (Proxy, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     let (mut from, mut to) = stream.split();
                     tokio::io::copy(&mut from, &mut to).await.ok();
                     to.shutdown().await.ok();
                 });
             }
         });
-        port
+        (Proxy::to(port).await, server)
     }
 
     async fn connect(proxy: &Proxy) -> TcpStream {
@@ -496,7 +495,7 @@ mod tests {
     #[test]
     fn a_hole_holds_bytes_back_and_loses_none() {
         support::block_on(async {
-            let proxy = Proxy::to(echo().await).await;
+            let (proxy, _server) = echo().await;
             let mut stream = connect(&proxy).await;
             assert_eq!(ask(&mut stream, "one", LONG).await.unwrap(), "one");
             for direction in [Direction::ToServer, Direction::ToClient] {
@@ -512,7 +511,7 @@ mod tests {
     #[test]
     fn late_and_slow_links_are_late_and_slow() {
         support::block_on(async {
-            let proxy = Proxy::to(echo().await).await;
+            let (proxy, _server) = echo().await;
             let mut stream = connect(&proxy).await;
             proxy.set_both(Link::late(Duration::from_millis(60)));
             let began = Instant::now();
@@ -529,7 +528,7 @@ mod tests {
     #[test]
     fn a_cut_comes_after_its_bytes_and_a_reset_at_once() {
         support::block_on(async {
-            let proxy = Proxy::to(echo().await).await;
+            let (proxy, _server) = echo().await;
             let mut stream = connect(&proxy).await;
             proxy.set(Direction::ToClient, Link::cut_after(5));
             stream.write_all(b"0123456789").await.unwrap();
@@ -555,7 +554,7 @@ mod tests {
     #[test]
     fn a_half_closed_connection_still_carries_the_other_way() {
         support::block_on(async {
-            let proxy = Proxy::to(echo().await).await;
+            let (proxy, _server) = echo().await;
             let mut stream = connect(&proxy).await;
             assert_eq!(ask(&mut stream, "one", LONG).await.unwrap(), "one");
             proxy.set(Direction::ToClient, Link::late(Duration::from_millis(200)));
@@ -572,7 +571,7 @@ mod tests {
     #[test]
     fn a_lost_reply_was_a_request_that_arrived() {
         support::block_on(async {
-            let proxy = Proxy::to(echo().await).await;
+            let (proxy, _server) = echo().await;
             let mut stream = connect(&proxy).await;
             proxy.lose_reply_to(b"commit");
             assert_eq!(ask(&mut stream, "begin", LONG).await.unwrap(), "begin");
