@@ -6,7 +6,10 @@ pub mod signals;
 
 mod failpoint;
 
+mod mistake;
+
 mod random;
 
 pub(crate) use failpoint::failpoint;
+pub(crate) use mistake::{Mistake, is_news, makes};
 pub(crate) use random::random;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::drain::Drain;
 use super::status::Status;
 use crate::event::Event;
+use crate::ops::{Mistake, makes};
 use crate::outcome::Outcome;
 use crate::record::Record;
 use crate::route::{Kind, Router, Waiting};
@@ -97,7 +98,11 @@ impl Lane {
             receipt,
         } = batch;
         let (records, decided) = self.prepare(&events, &held, waiting);
-        let outcomes = self.publish(sink, &events, &records, decided).await;
+        let hasty = makes(Mistake::SettleFirst);
+        let outcomes = match hasty {
+            true => vec![PUBLISHED; events.len()],
+            false => self.publish(sink, &events, &records, &decided).await,
+        };
         paused.remember(&events, &records, &outcomes);
 
         let rows: Vec<Row<'_>> = (events.iter().zip(&records))
@@ -106,7 +111,12 @@ impl Lane {
                 topic: record.as_ref().map(|record| record.topic.as_ref()),
             })
             .collect();
-        let verdicts = settle(&rows, &outcomes, self.policy);
+        let mut verdicts = settle(&rows, &outcomes, self.policy);
+        if makes(Mistake::SettlePastUnfinished)
+            && let Some(last) = verdicts.iter().rposition(|v| *v == Verdict::Done)
+        {
+            verdicts[..last].fill(Verdict::Done);
+        }
         // a refusal stops the rest of its aggregate, and that is not a failure of the lane
         let refused = |o: &Outcome| matches!(o, Outcome::Rejected(_) | Outcome::Suspect);
         let failed = outcomes.contains(&Outcome::Unfinished) && !outcomes.iter().any(refused);
@@ -117,6 +127,9 @@ impl Lane {
             failed,
         };
         source.settle(receipt, &judged).await?;
+        if hasty {
+            self.publish(sink, &events, &records, &decided).await;
+        }
         self.tell(&events, &verdicts);
         Ok(())
     }
@@ -163,7 +176,7 @@ impl Lane {
         sink: &mut K,
         events: &[Event],
         records: &[Option<Record<'_>>],
-        decided: Vec<Option<Outcome>>,
+        decided: &[Option<Outcome>],
     ) -> Vec<Outcome> {
         let alone: Vec<bool> = self.suspects(|suspects| {
             events
@@ -193,10 +206,11 @@ impl Lane {
         }
         .into_iter();
         let outcomes: Vec<Outcome> = decided
-            .into_iter()
+            .iter()
             // an attempt without an outcome would be silence
             .map(|known| {
                 known
+                    .clone()
                     .or_else(|| published.next())
                     .unwrap_or(Outcome::Unfinished)
             })
@@ -236,6 +250,12 @@ impl Lane {
         self.status.settled(done, parked, behind);
     }
 }
+
+/// What every row counts as when the relay makes the mistake of settling first.
+const PUBLISHED: Outcome = Outcome::Delivered {
+    partition: 0,
+    offset: 0,
+};
 
 /// Completes after `patience`, if there is a limit to it.
 async fn lasting(patience: Option<Duration>) {

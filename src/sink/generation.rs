@@ -167,6 +167,14 @@ impl Generation {
         }
     }
 
+    /// Takes back what is queued although more of the group will follow: [`Mistake::PurgeOpen`].
+    ///
+    /// [`Mistake::PurgeOpen`]: crate::ops::Mistake::PurgeOpen
+    pub(super) async fn purge_open(&self) {
+        let producer = Arc::clone(self.producer.inner());
+        blocking(move || producer.purge(PurgeConfig::default().queue())).await;
+    }
+
     /// The reports of the group. Late ones will fall on deaf ears.
     pub(super) fn take(&self) -> Vec<Report> {
         let slots = std::mem::take(&mut self.reports().group().slots);

@@ -13,6 +13,7 @@ use std::fmt;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use crate::ops::{Mistake, makes};
 use crate::outcome::{Outcome, Reason};
 
 /// Whose fault an error is, and so what to do about it.
@@ -100,7 +101,7 @@ impl Fault {
 
 /// Whether a broker gave this offset: see the head of this file.
 pub(super) fn is_real(offset: i64) -> bool {
-    offset >= 0
+    offset >= 0 || makes(Mistake::BelieveNoOffset)
 }
 
 /// What a delivery report says of a record. `alone` tells that no other record shared its batch.

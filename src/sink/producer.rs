@@ -46,7 +46,7 @@ use super::topics::{PROBE_TIMEOUT, Standing, Topics};
 use super::{Attempt, Sink};
 use crate::backoff::Backoff;
 use crate::config;
-use crate::ops::{failpoint, random};
+use crate::ops::{Mistake, failpoint, makes, random};
 use crate::outcome::Outcome;
 
 /// How long a record waits for room in the queue before it is tried again.
@@ -478,6 +478,9 @@ async fn enqueue<F: Future<Output = ()>>(
     for (slot, &i) in group.iter().enumerate() {
         if slot == group.len() / 2 {
             failpoint("sink_enqueue");
+            if slot > 0 && makes(Mistake::PurgeOpen) {
+                generation.purge_open().await;
+            }
         }
         let mut sent = generation.enqueue(slot, attempts[i].record);
         while let Err(Refused {

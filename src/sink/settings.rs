@@ -5,6 +5,7 @@ use rdkafka::config::RDKafkaLogLevel;
 
 use super::outcome;
 use crate::config;
+use crate::ops::{Mistake, makes};
 
 /// What no operator may change (see `properties`), each with its reason.
 const FIXED: &[(&str, &str)] = &[
@@ -120,6 +121,12 @@ pub(super) fn producer(kafka: &config::Kafka, relay: &config::Relay, sizes: Size
     let mut settings = connection(kafka);
     for (name, value) in FIXED {
         settings.set(*name, *value);
+    }
+    if makes(Mistake::DefaultPartitioner) {
+        settings.set("partitioner", "consistent_random");
+    }
+    if makes(Mistake::FiveInFlight) {
+        settings.set("max.in.flight.requests.per.connection", "5");
     }
     settings
         .set("queue.buffering.max.messages", rows.to_string())

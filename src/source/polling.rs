@@ -38,7 +38,7 @@ use super::session::{Session, answer};
 use super::sql::Statements;
 use super::{Batch, Error, Judged, Next, Source};
 use crate::config::Database;
-use crate::ops::{failpoint, random};
+use crate::ops::{Mistake, failpoint, is_news, makes, random};
 use crate::route::Waiting;
 use crate::settle::{Policy, Verdict};
 
@@ -286,8 +286,13 @@ impl PollingSource {
             }
         });
         held.sweeping = false;
-        self.put_locked_aside(&mut rows.rows, filter.as_ref())
-            .await?;
+        if !makes(Mistake::NoLaneLock) {
+            self.put_locked_aside(&mut rows.rows, filter.as_ref())
+                .await?;
+        }
+        if makes(Mistake::SeqCursor) {
+            rows.rows.retain(|row| is_news(row.event.seq));
+        }
         if rows.rows.is_empty() {
             self.session.end("rollback").await?;
             return Ok(Claim::Nothing);

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::layout::{has_headers_and_topic, literal, quote_table};
 use crate::config::{Layout, OnPublished, TableName};
+use crate::ops::{Mistake, makes};
 
 /// The statements that serve one outbox table.
 #[derive(Debug, Clone)]
@@ -97,6 +98,22 @@ impl Statements {
              and (t.aggregate_type::text, t.event_type::text, coalesce({own_topic}, '')) not in
                  (select * from unnest($4::text[], $5::text[], $6::text[]))"
         );
+        // one that the tests must notice: see `ops::mistake`
+        let (lock_lanes, these) = (
+            if makes(Mistake::NoLaneLock) {
+                ""
+            } else {
+                "for update of l skip locked"
+            },
+            if makes(Mistake::SettleByRange) {
+                format!(
+                    "{pending} and t.seq <= (select max(s.seq) from {rows} s
+                                              where s.tableoid = $1 and s.ctid = any ($2::text[]::tid[]))"
+                )
+            } else {
+                "t.tableoid = $1 and t.ctid = any ($2::text[]::tid[])".to_owned()
+            },
+        );
         let filtered = |render: &dyn Fn(&str) -> String| Filtered {
             plain: sql(render("")),
             filtered: sql(render(&waits)),
@@ -154,8 +171,7 @@ impl Statements {
                               where p.outbox = {outbox} and p.state in ('retry', 'skip')
                                 and (p.hash & {mask}) = l.lane limit 1))
                   order by array_position($1, l.lane)
-                  limit $3
-                    for update of l skip locked"
+                  limit $3 {lock_lanes}"
             )),
 
             // Claims the oldest pending rows of each lane $1, at most $2 of it. A second statement
@@ -225,13 +241,9 @@ impl Statements {
             // partitioned table. Plan: tid scan.
             finish: sql(match on_published {
                 OnPublished::Mark => format!(
-                    "update {rows} t set published_at = clock_timestamp()
-                      where t.tableoid = $1 and t.ctid = any ($2::text[]::tid[])"
+                    "update {rows} t set published_at = clock_timestamp() where {these}"
                 ),
-                OnPublished::Delete => format!(
-                    "delete from {rows} t
-                      where t.tableoid = $1 and t.ctid = any ($2::text[]::tid[])"
-                ),
+                OnPublished::Delete => format!("delete from {rows} t where {these}"),
             }),
 
             // Moves the rows at $2 of the table $1 to the parked ones, with state, reason and

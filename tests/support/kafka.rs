@@ -8,9 +8,10 @@ use rdkafka::admin::{
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
+use tokio::time::Instant;
 
 /// A header as it arrived.
 pub(crate) type Header = (String, Option<Vec<u8>>);
@@ -108,8 +109,10 @@ impl Kafka {
     ) -> Vec<String> {
         let kafka = self.clone();
         blocking(move || {
-            let all = kafka.consumer().fetch_metadata(None, TIMEOUT);
-            let all = all.expect("the broker lists its topics");
+            let consumer = kafka.consumer();
+            let all = patiently("the broker lists its topics", || {
+                consumer.fetch_metadata(None, TIMEOUT)
+            });
             let names = all.topics().iter().map(|topic| topic.name().to_owned());
             names.filter(|name| passes(name)).collect()
         })
@@ -127,10 +130,7 @@ impl Kafka {
         let (kafka, topic) = (self.clone(), topic.to_owned());
         blocking(move || {
             let consumer = kafka.consumer();
-            let end = |partition| {
-                let ends = consumer.fetch_watermarks(&topic, partition, TIMEOUT);
-                ends.expect("a partition has watermarks").1
-            };
+            let end = |partition| watermarks(&consumer, &topic, partition).1;
             (0..partitions(&consumer, &topic)).map(end).sum()
         })
         .await
@@ -145,9 +145,7 @@ impl Kafka {
             let mut assignment = TopicPartitionList::new();
             let mut ends = Vec::new();
             for partition in 0..partitions(&consumer, &topic) {
-                let (start, end) = consumer
-                    .fetch_watermarks(&topic, partition, TIMEOUT)
-                    .expect("a partition has watermarks");
+                let (start, end) = watermarks(&consumer, &topic, partition);
                 assert_eq!(
                     start, 0,
                     "{topic}: records were removed, nothing can be said"
@@ -163,8 +161,11 @@ impl Kafka {
             let mut records = Vec::new();
             let mut left: i64 = ends.iter().sum();
             while left > 0 {
-                let message = consumer.poll(TIMEOUT).expect("records go on arriving");
-                let record = record(&message.expect("records can be read"));
+                let record = patiently("records go on arriving", || {
+                    let message = consumer.poll(TIMEOUT);
+                    let message = message.unwrap_or(Err(KafkaError::Canceled))?;
+                    Ok(record(&message))
+                });
                 let end = usize::try_from(record.partition)
                     .ok()
                     .and_then(|at| ends.get(at));
@@ -204,11 +205,31 @@ impl Kafka {
 }
 
 fn partitions(consumer: &BaseConsumer, topic: &str) -> i32 {
-    let known = consumer
-        .fetch_metadata(Some(topic), TIMEOUT)
-        .expect("the broker knows its topics");
+    let known = patiently("the broker knows its topics", || {
+        consumer.fetch_metadata(Some(topic), TIMEOUT)
+    });
     let topic = known.topics().first().expect("the broker knows the topic");
     i32::try_from(topic.partitions().len()).expect("a few partitions")
+}
+
+/// The first offset of a partition, and the one after its last.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    patiently("a partition has watermarks", || {
+        consumer.fetch_watermarks(topic, partition, TIMEOUT)
+    })
+}
+
+/// Asks until there is an answer: a broker that has just come back, or was frozen for longer than
+/// its session with the controller, leads nothing for a moment.
+fn patiently<T>(what: &str, ask: impl Fn() -> KafkaResult<T>) -> T {
+    let began = Instant::now();
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(error) if began.elapsed() > 2 * TIMEOUT => panic!("{what}: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
 }
 
 fn record(message: &BorrowedMessage<'_>) -> Record {
