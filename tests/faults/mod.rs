@@ -2,3 +2,4 @@
 //! then against what the writers wrote. docs/faults.md says which fault has which test.
 
 mod mistakes;
+mod processes;

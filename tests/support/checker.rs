@@ -142,6 +142,11 @@ pub(crate) fn verify(
     report
 }
 
+/// The ids of the events that are there.
+pub(crate) fn ids(records: &[Record]) -> HashSet<Uuid> {
+    records.iter().filter_map(event_id).collect()
+}
+
 /// The id that a record says its event has.
 fn event_id(record: &Record) -> Option<Uuid> {
     let (_, value) = record.headers.iter().find(|(name, _)| name == "event_id")?;

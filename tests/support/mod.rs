@@ -216,6 +216,30 @@ impl World {
         self.check_in(&self.kafka, ledger).await
     }
 
+    /// Holds what the relays have settled so far against Kafka: each event that was committed and is
+    /// neither pending nor parked must be readable there, at any moment.
+    pub(crate) async fn assert_settled_is_readable(&self, outbox: &Outbox, topic: &str) {
+        let table = &outbox.table;
+        let settled = format!(
+            "select id from {table}_journal j
+              where not exists (select from {table} o where o.id = j.id and o.published_at is null)
+                and not exists (select from outbox_relay.parked p where p.event_id = j.id)"
+        );
+        // first what is settled, then what is there: the other way round proves nothing
+        let settled = sqlx::query_scalar::<_, uuid::Uuid>(AssertSqlSafe(settled))
+            .fetch_all(&self.pool)
+            .await;
+        let settled = settled.expect("the journal can be read");
+        let there = checker::ids(&self.kafka.read_all(topic).await);
+        let missing: Vec<_> = settled.iter().filter(|id| !there.contains(id)).collect();
+        assert!(
+            missing.is_empty(),
+            "{} of {} settled events are not in Kafka: {missing:?}",
+            missing.len(),
+            settled.len()
+        );
+    }
+
     /// As [`World::check`], in other brokers than the test's.
     pub(crate) async fn check_in(&self, kafka: &Kafka, ledger: &Ledger) -> Report {
         let events = ledger.resolved(&self.pool).await;
