@@ -250,7 +250,7 @@ keys! {
     };
 
     /// How many lanes `migrate` makes for the table, which is how many batches of it can be in
-    /// hand at once. From then on the database holds the number.
+    /// hand at once. From then on the database holds the number; `migrate` says how to change it.
     LANES: u16 = lanes, Spec {
         default: Some("16"),
         ..Spec::of("outbox", "lanes", "a power of two from 1 to 1024")

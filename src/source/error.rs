@@ -42,6 +42,16 @@ pub enum Error {
         /// The one kept with the lanes.
         theirs: String,
     },
+    /// The number of lanes changed under the relay.
+    #[error("{outbox} has {theirs} lanes now, and had {ours} when this relay looked at it")]
+    Lanes {
+        /// The table.
+        outbox: String,
+        /// The number this relay has been counting on.
+        ours: u16,
+        /// The number of lane rows there are.
+        theirs: i64,
+    },
     /// Fewer rows were marked or deleted than were published.
     #[error(
         "{changed} of {expected} published rows of {outbox} could be marked or deleted: look for a \
@@ -135,6 +145,7 @@ impl Error {
             | Self::Migration(cause) => cause.code(),
             Self::Silence { .. }
             | Self::Routing { .. }
+            | Self::Lanes { .. }
             | Self::Unsettled { .. }
             | Self::Changed(_) => None,
         }
@@ -148,7 +159,9 @@ impl Error {
         const CHANGED: &[&str] = &[
             "42P01", "42703", "3F000", "42883", "42501", "42804", "42846",
         ];
-        matches!(self, Self::Routing { .. } | Self::Row { .. })
-            || self.code().is_some_and(|code| CHANGED.contains(&code))
+        matches!(
+            self,
+            Self::Routing { .. } | Self::Lanes { .. } | Self::Row { .. }
+        ) || self.code().is_some_and(|code| CHANGED.contains(&code))
     }
 }

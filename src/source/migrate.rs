@@ -381,10 +381,19 @@ impl TableMigration<'_> {
         let name = &self.outbox.table;
         let outbox = literal(&name.to_string());
         let lanes = format!("select count(*) from outbox_relay.lane where outbox = {outbox}");
-        if self.number(lanes).await? > 0 {
+        let (there, lanes) = (self.number(lanes).await?, self.outbox.lanes);
+        if there > 0 {
+            if there != i64::from(lanes) {
+                tracing::warn!(
+                    "{name}: has {there} lanes, and keeps them, though its config says {lanes}. To \
+                     change their number, run `delete from outbox_relay.lane where outbox = {outbox}`, \
+                     which waits for the batches in hand and stops new ones, then migrate again, and \
+                     drop the index {} afterwards",
+                    index_name(name, u16::try_from(there).unwrap_or(0))
+                );
+            }
             return Ok(None);
         }
-        let lanes = self.outbox.lanes;
         let sql = Ddl::of(self.outbox, lanes).lanes();
         Ok(Some(Step {
             title: format!("{name}: making {lanes} lanes"),

@@ -52,6 +52,8 @@ pub struct Polling {
     pub(super) routing: String,
     pub(super) policy: Policy,
     pub(super) until_empty: bool,
+    /// The number of lanes that the statements were rendered for.
+    pub(super) lanes_count: u16,
     pub(super) statements: Statements,
     pub(super) memory: Mutex<Memory>,
     /// Told when a worker that waits may have something to do.
@@ -102,6 +104,7 @@ impl Polling {
             attempts_max: until_empty.then_some(3),
         };
         let now = Instant::now();
+        let lanes_count = lanes;
         let lanes = Lanes::new(lanes, limits, now);
         let memory = Memory {
             lanes,
@@ -115,6 +118,7 @@ impl Polling {
             routing,
             policy,
             until_empty,
+            lanes_count,
             statements,
             memory: Mutex::new(memory),
             wake: Notify::new(),
@@ -333,11 +337,19 @@ impl PollingSource {
     fn read_lanes(&self, rows: &[PgRow]) -> Result<(Vec<i32>, Vec<i32>), Error> {
         let (mut lanes, mut decided) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
-            let read = || -> Result<(i32, Option<String>, bool), sqlx::Error> {
-                Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+            let read = || -> Result<(i32, Option<String>, bool, i64), sqlx::Error> {
+                let (lane, routing) = (row.try_get(0)?, row.try_get(1)?);
+                Ok((lane, routing, row.try_get(2)?, row.try_get(3)?))
             };
-            let (lane, routing, is_decided) =
+            let (lane, routing, is_decided, count) =
                 read().map_err(|error| Error::statement("read the lanes", error))?;
+            if count != i64::from(self.polling.lanes_count) {
+                return Err(Error::Lanes {
+                    outbox: self.polling.outbox.clone(),
+                    ours: self.polling.lanes_count,
+                    theirs: count,
+                });
+            }
             match routing {
                 Some(theirs) if theirs != self.polling.routing => {
                     return Err(Error::Routing {

@@ -3,3 +3,4 @@
 
 mod mistakes;
 mod processes;
+mod upgrade;

@@ -24,6 +24,7 @@ pub(crate) struct Setup<'a> {
     settings: BTreeMap<&'static str, BTreeMap<String, String>>,
     environment: Vec<(String, String)>,
     failpoints: Vec<String>,
+    program: PathBuf,
 }
 
 impl<'a> Setup<'a> {
@@ -34,6 +35,7 @@ impl<'a> Setup<'a> {
             settings: BTreeMap::new(),
             environment: Vec::new(),
             failpoints: Vec::new(),
+            program: PathBuf::from(env!("CARGO_BIN_EXE_outbox-relay")),
         };
         setup
             .set("database", "url", &format!("\"{}\"", world.database_url))
@@ -64,6 +66,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Runs another build of the relay.
+    pub(crate) fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
+    }
+
     /// Prepares the tables, as an operator would before the first start.
     pub(crate) async fn migrate(&self) {
         let mut relay = self.spawn(&["migrate", "--yes"]);
@@ -91,7 +99,7 @@ impl<'a> Setup<'a> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("relay-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let file = self.write_config(&name);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+        let mut command = Command::new(&self.program);
         for (variable, _) in std::env::vars() {
             let ours = [
                 "OUTBOX_RELAY",
