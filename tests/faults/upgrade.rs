@@ -113,6 +113,10 @@ fn the_number_of_lanes_changes_under_running_relays_and_only_as_migrate_says() {
         world.relay(&[&many]).migrate().await;
         assert_eq!(world.number(lanes).await, 16);
         let new = [relay(&many), relay(&few)];
+        // they count anew before they claim anything by the old number
+        for relay in &old {
+            relay.wait_line("16 lanes now", SOON).await;
+        }
         for _ in 0..short_or_long(3, 50) {
             flows().await;
         }
