@@ -191,7 +191,7 @@ impl Serving {
     async fn work(&self, polling: &Arc<Polling>) -> Worked {
         let lane = Arc::new(Lane {
             router: Router::new(self.outbox.topic.clone()),
-            policy: self.outbox.on_rejected,
+            policies: self.outbox.on_rejected.clone(),
             publish_timeout: self.config.relay.publish_timeout,
             patience: (self.until == Until::Empty).then_some(self.config.relay.publish_timeout),
             drain: self.drain.clone(),

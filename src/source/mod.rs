@@ -19,6 +19,7 @@ mod lanes;
 mod layout;
 mod left;
 mod migrate;
+pub mod parked;
 mod parking;
 mod polling;
 mod session;
@@ -35,8 +36,8 @@ pub use polling::{Polling, PollingSource};
 pub use upkeep::Upkeep;
 pub use wakeup::listen;
 
-/// The statements that every batch runs, by name, as they are rendered for a table of `lanes` lanes;
-/// `open` begins the transaction that all others run in. For the tests that explain them.
+/// The statements that every batch runs, and those about parked rows, by name, as they are rendered for
+/// a table of `lanes` lanes; `open` begins the transaction that all others run in. For the tests that explain them.
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 #[must_use]
@@ -67,7 +68,12 @@ pub fn hot_statements(
         ("count", all.count.plain),
         ("count_filtered", all.count.filtered),
         ("skipped", all.skipped.plain),
+        ("fronts", all.fronts),
+        ("held", all.held),
         ("finish", all.finish),
+        ("parked_claim", all.parked_claim),
+        ("parked_promote", all.parked_promote),
+        ("parked_sweep", all.parked_sweep),
     ];
     named
         .into_iter()
