@@ -13,6 +13,7 @@ mod layouts;
 mod migrate;
 mod ordering;
 mod outage;
+mod parked;
 mod placement;
 mod plans;
 mod refusal;

@@ -12,6 +12,7 @@ use crate::settle::Verdict;
 
 mod claiming;
 mod ddl;
+mod dead_letters;
 mod decode;
 mod error;
 mod inspect;
@@ -28,12 +29,13 @@ mod takeover;
 mod upkeep;
 mod wakeup;
 
+pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
 pub use inspect::{Inspection, Inspector};
 pub use left::Left;
 pub use migrate::{Migrated, Migration};
 pub use polling::{Polling, PollingSource};
-pub use upkeep::Upkeep;
+pub use upkeep::{Tended, Upkeep};
 pub use wakeup::listen;
 
 /// The statements that every batch runs, and those about parked rows, by name, as they are rendered for

@@ -27,6 +27,7 @@ pub(super) struct Statements {
     pub(super) parked_settle: SqlStr,
     pub(super) parked_promote: SqlStr,
     pub(super) parked_sweep: SqlStr,
+    pub(super) parked_drop: SqlStr,
     pub(super) purge: SqlStr,
     pub(super) left: SqlStr,
 }
@@ -374,6 +375,21 @@ impl Statements {
                   where p.parked_id = f.parked_id and f.state = 'behind'
                     and p.state = 'behind'",
                 fronts = fronts(&outbox)
+            )),
+
+            // Deletes at most $2 parked rows that nothing waits for and that were given up, or let pass,
+            // longer than $1 seconds ago; if $3, only what the dead-letter topic has taken. Plan:
+            // index scan of `parked_dead`. Passes over what somebody has locked: a row that is being
+            // retried is none of these any more.
+            parked_drop: sql(format!(
+                "delete from outbox_relay.parked p
+                  where p.parked_id = any (array(
+                        select d.parked_id from outbox_relay.parked d
+                         where d.outbox = {outbox} and d.state = 'dead'
+                           and coalesce(d.skipped_at, d.parked_at)
+                               < clock_timestamp() - make_interval(secs => $1)
+                           and (not $3 or d.dead_lettered_at is not null)
+                         limit $2 for update skip locked))"
             )),
 
             // Deletes at most $2 rows, from place $3 on, that were marked longer than $1 seconds

@@ -1,0 +1,163 @@
+//! Beside the flow: publishes parked rows to the dead-letter topic, from the table they are parked in.
+//!
+//! The flow never waits for it: rows are parked and their aggregates go on or wait as they would without
+//! it, whatever becomes of the topic. It has a producer, a view of the topics and a connection of its
+//! own, so that a dead-letter topic which is missing or cannot be written pauses nothing else. What
+//! it has published and not yet dated when it dies is published again.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::config::{Config, Outbox};
+use crate::dead_letter::Letter;
+use crate::ops::random;
+use crate::outcome::Outcome;
+use crate::record::Record;
+use crate::sink::{Attempt, KafkaSink, Sink, Topics};
+use crate::source::{DeadLetters, Error};
+
+/// How long between two looks for letters.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// Publishes the letters of `outbox` to `topic`, until `stop`.
+pub(super) async fn publish(
+    config: Arc<Config>,
+    outbox: Outbox,
+    topic: String,
+    stop: CancellationToken,
+) {
+    let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
+    let sink = KafkaSink::new(&config.kafka, &config.relay, topics);
+    let Ok(letters) = DeadLetters::new(&config.database, &config.relay, &outbox) else {
+        return;
+    };
+    let mut writer = Writer {
+        config: Arc::clone(&config),
+        outbox: outbox.table.to_string(),
+        topic,
+        letters,
+        sink,
+        suspects: HashSet::new(),
+        stubs: HashSet::new(),
+    };
+    let first = Duration::from_secs(1);
+    let mut backoff = Backoff::new(first, Duration::from_secs(30));
+    while !stop.is_cancelled() {
+        let pause = match writer.publish_some(&stop).await {
+            Ok(0) => LOOK_PAUSE,
+            Ok(_) => {
+                backoff.reset();
+                Duration::ZERO
+            }
+            Err(error) => {
+                writer.letters.discard();
+                tracing::warn!(
+                    outbox = writer.outbox,
+                    error = super::chain(&error),
+                    "the dead letters cannot be read or dated; trying again"
+                );
+                backoff.next(random())
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    writer.sink.close().await;
+}
+
+struct Writer {
+    config: Arc<Config>,
+    outbox: String,
+    topic: String,
+    letters: DeadLetters,
+    sink: KafkaSink,
+    /// Rows that were refused together with others, to be tried alone.
+    suspects: HashSet<i64>,
+    /// Rows the topic does not take whole.
+    stubs: HashSet<i64>,
+}
+
+impl Writer {
+    /// Publishes some letters; says how many the topic took, or took in part. Ends soon after `stop`:
+    /// what is in flight then is withdrawn, and published again by whoever comes next.
+    async fn publish_some(&mut self, stop: &CancellationToken) -> Result<usize, Error> {
+        if !self.letters.are_waiting().await? {
+            return Ok(0);
+        }
+        // before the transaction, so that an outage leaves none open
+        tokio::select! {
+            () = stop.cancelled() => return Ok(0),
+            () = self.sink.ready() => {}
+        }
+        let letters = self.letters.claim().await?;
+        let records: Vec<Record<'_>> = letters
+            .iter()
+            .map(|letter| match self.stubs.contains(&letter.parked_id) {
+                true => letter.stub(&self.topic),
+                false => letter.record(&self.topic),
+            })
+            .collect();
+        let attempts: Vec<Attempt<'_>> = letters
+            .iter()
+            .zip(&records)
+            .map(|(letter, record)| Attempt {
+                record,
+                alone: self.suspects.contains(&letter.parked_id),
+            })
+            .collect();
+        let outcomes = match attempts.is_empty() {
+            true => Vec::new(),
+            false => {
+                let give_up = async {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(self.config.relay.publish_timeout) => {}
+                    }
+                };
+                self.sink.publish(&attempts, give_up).await
+            }
+        };
+        drop(attempts);
+        drop(records);
+        let taken = self.judge(&letters, &outcomes);
+        self.letters.taken(&taken).await?;
+        Ok(taken.len())
+    }
+
+    /// The rows that need no other attempt.
+    fn judge(&mut self, letters: &[Letter], outcomes: &[Outcome]) -> Vec<i64> {
+        let mut taken = Vec::new();
+        for (letter, outcome) in letters.iter().zip(outcomes) {
+            let id = letter.parked_id;
+            match outcome {
+                Outcome::Delivered { .. } => taken.push(id),
+                Outcome::Suspect => _ = self.suspects.insert(id),
+                Outcome::Rejected(_) if self.stubs.insert(id) => {}
+                Outcome::Rejected(reason) => {
+                    tracing::error!(
+                        outbox = self.outbox,
+                        topic = self.topic,
+                        parked_id = id,
+                        class = reason.class,
+                        reason = reason.text,
+                        "the dead-letter topic refuses a row even without its value: it stays parked, \
+                         and is not tried again"
+                    );
+                    taken.push(id);
+                }
+                Outcome::Paused | Outcome::Unfinished | Outcome::Held => {}
+            }
+        }
+        for id in &taken {
+            self.suspects.remove(id);
+            self.stubs.remove(id);
+        }
+        taken
+    }
+}
