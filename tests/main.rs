@@ -14,6 +14,7 @@ mod migrate;
 mod ordering;
 mod outage;
 mod parked;
+mod parked_cost;
 mod placement;
 mod plans;
 mod refusal;
