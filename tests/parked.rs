@@ -557,6 +557,31 @@ fn an_operator_needs_the_grants_that_the_docs_name_and_is_told_them() {
 }
 
 #[test]
+fn a_schema_of_an_older_version_is_told_and_migrate_mends_it() {
+    support::run(async |world| {
+        let outbox = Outbox::classic();
+        outbox.create(world).await;
+        world
+            .execute(include_str!("../migrations/0001_relay.sql"))
+            .await;
+        let setup = world.relay(&[&outbox]);
+        world.expect_errors("migrate");
+        let mut relay = setup.run();
+        assert_eq!(relay.wait_exit(SOON).await.code(), Some(78));
+        let said = relay.lines().join("\n");
+        assert!(said.contains("of an older version"), "{said}");
+        let (code, said) = parked(&setup, &["list"]).await;
+        assert!(
+            code == Some(78) && said.join("\n").contains("migrate"),
+            "{said:?}"
+        );
+        setup.migrate().await;
+        assert!(done(&setup, &["list"]).await.contains("nothing is parked"));
+        assert_eq!(setup.until_empty(SOON).await.code(), Some(0));
+    });
+}
+
+#[test]
 fn dead_letters_survive_a_topic_that_is_missing_and_records_that_are_too_large() {
     support::run(async |world| {
         let dead = world.topic("dead");
@@ -640,6 +665,13 @@ fn dead_letters_survive_a_topic_that_is_missing_and_records_that_are_too_large()
         assert_eq!(omitted.as_deref(), Some("9602"));
         let left = "select count(*) from outbox_relay.parked where value is not null";
         assert_eq!(world.number(left).await, 4, "the parked rows are the truth");
+
+        // Nor does a run that waits for nothing leave letters behind.
+        bad(world, &outbox, &aggregate_type, "d", 2).await;
+        let status = setup.until_empty(SOON).await;
+        assert_eq!(status.code(), Some(75), "rows are parked");
+        assert_eq!(world.number(dated).await, 4);
+        assert_eq!(world.kafka.count(&dead).await, 4);
     });
 }
 

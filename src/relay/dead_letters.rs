@@ -30,19 +30,8 @@ pub(super) async fn publish(
     topic: String,
     stop: CancellationToken,
 ) {
-    let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
-    let sink = KafkaSink::new(&config.kafka, &config.relay, topics);
-    let Ok(letters) = DeadLetters::new(&config.database, &config.relay, &outbox) else {
+    let Ok(mut writer) = Writer::new(&config, &outbox, topic) else {
         return;
-    };
-    let mut writer = Writer {
-        config: Arc::clone(&config),
-        outbox: outbox.table.to_string(),
-        topic,
-        letters,
-        sink,
-        suspects: HashSet::new(),
-        stubs: HashSet::new(),
     };
     let first = Duration::from_secs(1);
     let mut backoff = Backoff::new(first, Duration::from_secs(30));
@@ -71,6 +60,26 @@ pub(super) async fn publish(
     writer.sink.close().await;
 }
 
+/// Publishes what letters there are, for the end of a run that does not wait: as far as the topic takes
+/// them, and for as long as a batch may take.
+pub(super) async fn flush(config: &Arc<Config>, outbox: &Outbox, topic: String) {
+    let Ok(mut writer) = Writer::new(config, outbox, topic) else {
+        return;
+    };
+    let stop = CancellationToken::new();
+    let late = async {
+        tokio::time::sleep(config.relay.publish_timeout).await;
+        stop.cancel();
+        std::future::pending::<()>().await;
+    };
+    let all = async { while matches!(writer.publish_some(&stop).await, Ok(1..)) {} };
+    tokio::select! {
+        () = all => {}
+        () = late => {}
+    }
+    writer.sink.close().await;
+}
+
 struct Writer {
     config: Arc<Config>,
     outbox: String,
@@ -84,7 +93,21 @@ struct Writer {
 }
 
 impl Writer {
-    /// Publishes some letters; says how many the topic took, or took in part. Ends soon after `stop`:
+    fn new(config: &Arc<Config>, outbox: &Outbox, topic: String) -> Result<Self, Error> {
+        let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
+        Ok(Self {
+            config: Arc::clone(config),
+            outbox: outbox.table.to_string(),
+            topic,
+            letters: DeadLetters::new(&config.database, &config.relay, outbox)?,
+            sink: KafkaSink::new(&config.kafka, &config.relay, topics),
+            suspects: HashSet::new(),
+            stubs: HashSet::new(),
+        })
+    }
+
+    /// Publishes some letters; says of how many something was learned: the topic took them, or wants
+    /// them otherwise. Ends soon after `stop`:
     /// what is in flight then is withdrawn, and published again by whoever comes next.
     async fn publish_some(&mut self, stop: &CancellationToken) -> Result<usize, Error> {
         if !self.letters.are_waiting().await? {
@@ -125,20 +148,20 @@ impl Writer {
         };
         drop(attempts);
         drop(records);
-        let taken = self.judge(&letters, &outcomes);
+        let (taken, otherwise) = self.judge(&letters, &outcomes);
         self.letters.taken(&taken).await?;
-        Ok(taken.len())
+        Ok(taken.len() + otherwise)
     }
 
-    /// The rows that need no other attempt.
-    fn judge(&mut self, letters: &[Letter], outcomes: &[Outcome]) -> Vec<i64> {
-        let mut taken = Vec::new();
+    /// The rows that need no other attempt, and how many are to be tried in another way.
+    fn judge(&mut self, letters: &[Letter], outcomes: &[Outcome]) -> (Vec<i64>, usize) {
+        let (mut taken, mut otherwise) = (Vec::new(), 0);
         for (letter, outcome) in letters.iter().zip(outcomes) {
             let id = letter.parked_id;
             match outcome {
                 Outcome::Delivered { .. } => taken.push(id),
-                Outcome::Suspect => _ = self.suspects.insert(id),
-                Outcome::Rejected(_) if self.stubs.insert(id) => {}
+                Outcome::Suspect => otherwise += usize::from(self.suspects.insert(id)),
+                Outcome::Rejected(_) if self.stubs.insert(id) => otherwise += 1,
                 Outcome::Rejected(reason) => {
                     tracing::error!(
                         outbox = self.outbox,
@@ -158,6 +181,6 @@ impl Writer {
             self.suspects.remove(id);
             self.stubs.remove(id);
         }
-        taken
+        (taken, otherwise)
     }
 }

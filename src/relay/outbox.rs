@@ -251,6 +251,12 @@ impl Serving {
         {
             letters.shutdown().await;
         }
+        // what this run parked at its end was not seen to yet
+        if let (Worked::Ended(Ended::Empty), Some(topic)) =
+            (&worked, &self.outbox.dead_letter_topic)
+        {
+            dead_letters::flush(&self.config, &self.outbox, topic.clone()).await;
+        }
         worked
     }
 
