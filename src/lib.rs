@@ -22,6 +22,7 @@
 //! | no phantom: a row rolled back is never seen | Postgres: the claim reads committed rows |
 //! | order of an aggregate, whatever dies | `source/polling.rs` (lanes), `sink/producer.rs`, [`settle`] |
 //! | one key, one partition, the Java client's | `sink/settings.rs` |
+//! | parked rows are never silent, nor lost | `source/parked.rs`, `relay/dead_letters.rs` |
 //! | few duplicates, none on a graceful stop | [`relay`] (the drain), `source/polling.rs` |
 //! | every copy byte-equal | [`record`], `source/decode.rs` |
 //! | a row that cannot be published delays at most its aggregate | [`settle`], `source/sql.rs` (parked) |
@@ -48,6 +49,8 @@ pub mod sink;
 pub mod outcome;
 
 pub mod settle;
+
+pub mod dead_letter;
 
 pub mod backoff;
 

@@ -85,7 +85,7 @@ impl Router {
 /// Why `topic` is no legal name, if so. The rule is Kafka's own
 /// (`org.apache.kafka.common.internals.Topic.validate`): 1 to 249 of `[a-zA-Z0-9._-]`, and
 /// neither `.` nor `..`.
-fn illegal(topic: &str) -> Option<String> {
+pub(crate) fn illegal(topic: &str) -> Option<String> {
     const LENGTH_MAX: usize = 249;
     if topic.is_empty() {
         Some("is empty".into())

@@ -8,13 +8,15 @@
 //! - A row is [`Verdict::Done`] only if it was delivered, and only if no earlier row of its stream
 //!   is unfinished. A row that was delivered past an unfinished one is released; it will arrive
 //!   twice, and its first arrival broke no promise that marking it would mend.
-//! - Under `Block` no row of an aggregate is done after one of them was parked.
-//! - Every row gets exactly one verdict, and a parked row keeps its own reason.
+//! - No row of an aggregate is done after one of them was parked under `Block`, whatever the policies
+//!   of the later ones.
+//! - A row that was rejected under `DeadLetter` holds nothing back.
+//! - Every row gets exactly one verdict, and a parked row keeps its own reason and policy.
 //!
 //! **Drawback chosen**: a delivered row behind an unfinished one is published again. Marking it
 //! would save the repeat and could make a later failure of the earlier row invisible.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::outcome::{Outcome, Reason};
 
@@ -28,13 +30,43 @@ pub enum Policy {
     DeadLetter,
 }
 
-/// What order is kept for: a row's aggregate and the topic it goes to.
+/// The policy of each event type of an outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policies {
+    /// Of the event types that are not named.
+    pub usual: Policy,
+    /// By event type, as the rows have it.
+    pub by_event_type: BTreeMap<String, Policy>,
+}
+
+impl Policies {
+    /// What a rejected row of `event_type` means for its aggregate.
+    #[must_use]
+    pub fn of(&self, event_type: &str) -> Policy {
+        let named = self.by_event_type.get(event_type);
+        named.copied().unwrap_or(self.usual)
+    }
+}
+
+impl From<Policy> for Policies {
+    fn from(usual: Policy) -> Self {
+        Self {
+            usual,
+            by_event_type: BTreeMap::new(),
+        }
+    }
+}
+
+/// What order is kept for: a row's aggregate and the topic it goes to. And what it means for its
+/// aggregate if it is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {
     /// See [`crate::event::Event::key`].
     pub key: &'a str,
     /// `None` where the row could not be routed.
     pub topic: Option<&'a str>,
+    /// Of the row's event type: see [`Policies::of`].
+    pub policy: Policy,
 }
 
 /// What becomes of a row.
@@ -42,8 +74,8 @@ pub struct Row<'a> {
 pub enum Verdict {
     /// Mark or delete it: Kafka has it.
     Done,
-    /// Move it to the parked rows with this reason.
-    Park(Reason),
+    /// Move it to the parked rows with this reason, its aggregate to wait for it or not.
+    Park(Reason, Policy),
     /// Move it to the parked rows, behind the row its aggregate waits for.
     Behind,
     /// Leave it where it is, for the next attempt.
@@ -55,7 +87,7 @@ pub enum Verdict {
 /// # Panics
 /// If there is not one outcome per row.
 #[must_use]
-pub fn settle<'a>(rows: &[Row<'a>], outcomes: &[Outcome], policy: Policy) -> Vec<Verdict> {
+pub fn settle<'a>(rows: &[Row<'a>], outcomes: &[Outcome]) -> Vec<Verdict> {
     assert_eq!(rows.len(), outcomes.len(), "one outcome per row");
     if outcomes
         .iter()
@@ -76,10 +108,10 @@ pub fn settle<'a>(rows: &[Row<'a>], outcomes: &[Outcome], policy: Policy) -> Vec
         match outcome {
             Outcome::Delivered { .. } => Verdict::Done,
             Outcome::Rejected(reason) => {
-                if policy == Policy::Block {
+                if row.policy == Policy::Block {
                     blocked.insert(row.key);
                 }
-                Verdict::Park(reason.clone())
+                Verdict::Park(reason.clone(), row.policy)
             }
             Outcome::Held => {
                 blocked.insert(row.key);
@@ -110,9 +142,10 @@ mod tests {
         ]
     }
 
-    type Rows = Vec<(String, Option<String>)>;
+    type Rows = Vec<(String, Option<String>, Policy)>;
 
-    fn batch() -> impl Strategy<Value = (Rows, Vec<Outcome>, Policy)> {
+    /// Rows of few aggregates, in few topics, each of the policy that `policy` gives its event type.
+    fn batch(policy: impl Strategy<Value = Policy>) -> impl Strategy<Value = (Rows, Vec<Outcome>)> {
         let row = (
             "[abc]",
             prop_oneof![
@@ -120,19 +153,22 @@ mod tests {
                 Just(Some("u".to_owned())),
                 Just(None)
             ],
+            policy,
         );
-        let policy = prop_oneof![Just(Policy::Block), Just(Policy::DeadLetter)];
-        (proptest::collection::vec((row, outcome()), 0..40), policy).prop_map(|(pairs, policy)| {
-            let (rows, outcomes) = pairs.into_iter().unzip();
-            (rows, outcomes, policy)
-        })
+        proptest::collection::vec((row, outcome()), 0..40)
+            .prop_map(|pairs| pairs.into_iter().unzip())
+    }
+
+    fn any_policy() -> impl Strategy<Value = Policy> {
+        prop_oneof![Just(Policy::Block), Just(Policy::DeadLetter)]
     }
 
     fn rows(rows: &Rows) -> Vec<Row<'_>> {
         rows.iter()
-            .map(|(key, topic)| Row {
+            .map(|(key, topic, policy)| Row {
                 key,
                 topic: topic.as_deref(),
+                policy: *policy,
             })
             .collect()
     }
@@ -143,9 +179,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_past_a_streams_first_unfinished_row_is_ever_done((keys, outcomes, policy) in batch()) {
+        fn nothing_past_a_streams_first_unfinished_row_is_ever_done((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes, policy);
+            let verdicts = settle(&rows, &outcomes);
             prop_assert_eq!(verdicts.len(), rows.len());
             for (i, verdict) in verdicts.iter().enumerate() {
                 if *verdict != Verdict::Done {
@@ -153,19 +189,20 @@ mod tests {
                 }
                 prop_assert!(delivered(&outcomes[i]), "row {} was never delivered", i);
                 for j in 0..i {
-                    let same = rows[j] == rows[i];
+                    let same = (rows[j].key, rows[j].topic) == (rows[i].key, rows[i].topic);
                     prop_assert!(!(same && verdicts[j] == Verdict::Release), "{} is done past {}", i, j);
                 }
             }
         }
 
         #[test]
-        fn under_block_an_aggregate_waits_behind_its_first_parked_row((keys, outcomes, _) in batch()) {
+        fn an_aggregate_waits_behind_its_first_row_that_blocks((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes, Policy::Block);
+            let verdicts = settle(&rows, &outcomes);
             for i in 0..rows.len() {
                 let waits = |j: usize| {
-                    rows[j].key == rows[i].key && matches!(verdicts[j], Verdict::Park(_) | Verdict::Behind)
+                    rows[j].key == rows[i].key
+                        && matches!(verdicts[j], Verdict::Park(_, Policy::Block) | Verdict::Behind)
                 };
                 if (0..i).any(waits) {
                     prop_assert_eq!(&verdicts[i], &Verdict::Behind);
@@ -174,23 +211,40 @@ mod tests {
         }
 
         #[test]
-        fn only_what_was_rejected_is_parked_and_only_behind_something_is_behind((keys, outcomes, policy) in batch()) {
+        fn a_dead_letter_changes_nothing_for_the_rows_after_it((keys, outcomes) in batch(any_policy())) {
+            let all = rows(&keys);
+            let verdicts = settle(&all, &outcomes);
+            let dead = |i: &usize| matches!(verdicts[*i], Verdict::Park(_, Policy::DeadLetter));
+            let kept: Vec<usize> = (0..all.len()).filter(|i| !dead(i)).collect();
+            let rows: Vec<_> = kept.iter().map(|i| all[*i]).collect();
+            let outcomes: Vec<_> = kept.iter().map(|i| outcomes[*i].clone()).collect();
+            let without = settle(&rows, &outcomes);
+            for (i, verdict) in kept.iter().zip(&without) {
+                prop_assert_eq!(&verdicts[*i], verdict);
+            }
+        }
+
+        #[test]
+        fn only_what_was_rejected_is_parked_and_only_behind_something_is_behind((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes, policy);
+            let verdicts = settle(&rows, &outcomes);
             for (i, verdict) in verdicts.iter().enumerate() {
                 match verdict {
-                    Verdict::Park(reason) => prop_assert_eq!(&Outcome::Rejected(reason.clone()), &outcomes[i]),
+                    Verdict::Park(reason, policy) => {
+                        prop_assert_eq!(&Outcome::Rejected(reason.clone()), &outcomes[i]);
+                        prop_assert_eq!(*policy, rows[i].policy);
+                    }
                     Verdict::Behind => prop_assert!((0..=i).any(|j| rows[j].key == rows[i].key
-                        && (outcomes[j] == Outcome::Held || matches!(verdicts[j], Verdict::Park(_))))),
+                        && (outcomes[j] == Outcome::Held || matches!(verdicts[j], Verdict::Park(_, Policy::Block))))),
                     Verdict::Done | Verdict::Release => {}
                 }
             }
         }
 
         #[test]
-        fn streams_without_trouble_are_done((keys, outcomes, policy) in batch()) {
+        fn streams_without_trouble_are_done((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes, policy);
+            let verdicts = settle(&rows, &outcomes);
             for i in 0..rows.len() {
                 let calm = (0..=i).all(|j| rows[j].key != rows[i].key || delivered(&outcomes[j]));
                 if calm {
@@ -202,49 +256,55 @@ mod tests {
 
     #[test]
     fn a_delivered_row_behind_an_unfinished_one_is_released() {
-        let row = Row {
-            key: "a",
-            topic: Some("t"),
-        };
-        let other = Row {
-            key: "a",
-            topic: Some("u"),
-        };
+        let row = row("t", Policy::Block);
+        let other = self::row("u", Policy::Block);
         let ok = Outcome::Delivered {
             partition: 0,
             offset: 3,
         };
-        let verdicts = settle(
-            &[row, row, other],
-            &[Outcome::Unfinished, ok.clone(), ok],
-            Policy::Block,
-        );
+        let verdicts = settle(&[row, row, other], &[Outcome::Unfinished, ok.clone(), ok]);
         assert_eq!(
             verdicts,
             [Verdict::Release, Verdict::Release, Verdict::Done]
         );
     }
 
+    fn row(topic: &str, policy: Policy) -> Row<'_> {
+        Row {
+            key: "a",
+            topic: Some(topic),
+            policy,
+        }
+    }
+
     #[test]
     fn a_dead_letter_lets_its_aggregate_go_on() {
-        let row = Row {
-            key: "a",
-            topic: Some("t"),
-        };
         let ok = Outcome::Delivered {
             partition: 0,
             offset: 3,
         };
         let reason = Reason::new("too_large", "for the test");
         let outcomes = [Outcome::Rejected(reason.clone()), ok];
-        let park = Verdict::Park(reason);
-        assert_eq!(
-            settle(&[row, row], &outcomes, Policy::DeadLetter),
-            [park.clone(), Verdict::Done]
-        );
-        assert_eq!(
-            settle(&[row, row], &outcomes, Policy::Block),
-            [park, Verdict::Behind]
-        );
+        for (policy, next) in [
+            (Policy::DeadLetter, Verdict::Done),
+            (Policy::Block, Verdict::Behind),
+        ] {
+            // the policy of the row that is rejected decides, not that of the one behind it
+            for other in [Policy::Block, Policy::DeadLetter] {
+                let rows = [row("t", policy), row("t", other)];
+                let park = Verdict::Park(reason.clone(), policy);
+                assert_eq!(settle(&rows, &outcomes), [park, next.clone()]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_type_that_is_named_has_a_policy_of_its_own() {
+        let mut policies = Policies::from(Policy::Block);
+        let named = "OrderViewed".to_owned();
+        policies.by_event_type.insert(named, Policy::DeadLetter);
+        assert_eq!(policies.of("OrderViewed"), Policy::DeadLetter);
+        assert_eq!(policies.of("OrderPaid"), Policy::Block);
+        assert_eq!(policies.of("orderviewed"), Policy::Block);
     }
 }

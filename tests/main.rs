@@ -13,6 +13,8 @@ mod layouts;
 mod migrate;
 mod ordering;
 mod outage;
+mod parked;
+mod parked_cost;
 mod placement;
 mod plans;
 mod refusal;

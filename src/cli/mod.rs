@@ -17,6 +17,8 @@ pub mod migrate;
 
 pub mod config_file;
 
+pub mod parked;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -105,6 +107,8 @@ pub enum Command {
     Run(run::Args),
     /// Make the database ready: the relay's own tables, and what an outbox table needs for order
     Migrate(migrate::Args),
+    /// Look at rows that could not be published, and retry or skip them
+    Parked(parked::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -119,6 +123,8 @@ pub enum Task {
     Run(run::Args, Config),
     /// See [`migrate`].
     Migrate(migrate::Args, Config),
+    /// See [`parked`].
+    Parked(parked::Args, Config, Environment),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
     /// See [`demo`].
@@ -158,6 +164,10 @@ impl Command {
                 let config = load(&args.config, environment, args.purpose())?;
                 Task::Migrate(args, config)
             }
+            Self::Parked(args) => {
+                let config = load(&args.config_args(), environment, Purpose::Parked)?;
+                Task::Parked(args, config, environment.clone())
+            }
             Self::Config(args) => Task::Config(args, environment.clone()),
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
@@ -170,7 +180,9 @@ impl Task {
     #[must_use]
     pub fn log(&self) -> Option<&Log> {
         match self {
-            Self::Run(_, config) | Self::Migrate(_, config) => Some(&config.log),
+            Self::Run(_, config) | Self::Migrate(_, config) | Self::Parked(_, config, _) => {
+                Some(&config.log)
+            }
             Self::Config(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
@@ -182,6 +194,9 @@ impl Task {
         match self {
             Self::Run(args, config) => Box::pin(run::run(args, config)).await,
             Self::Migrate(args, config) => Box::pin(migrate::run(args, config)).await,
+            Self::Parked(args, config, environment) => {
+                Box::pin(parked::run(args, config, environment)).await
+            }
             Self::Config(args, environment) => config_file::run(&args, &environment),
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,

@@ -49,6 +49,22 @@ impl Environment {
         environment
     }
 
+    /// The user and the machine, as far as the environment tells.
+    #[must_use]
+    pub fn user_and_host(&self) -> (Option<String>, Option<String>) {
+        let first = |names: &[&str]| {
+            let value = names.iter().find_map(|name| self.get(name));
+            value.map(|value| value.expose().to_owned())
+        };
+        let host = || std::fs::read_to_string("/etc/hostname").ok();
+        (
+            first(&["USER", "LOGNAME", "USERNAME"]),
+            first(&["HOSTNAME", "COMPUTERNAME"])
+                .or_else(host)
+                .map(|host| host.trim().to_owned()),
+        )
+    }
+
     /// The value of a variable.
     pub(super) fn get(&self, name: &str) -> Option<&Secret> {
         self.variables.get(name)

@@ -1,6 +1,7 @@
 //! The file as operators write it. Every value keeps its line; nothing is judged here but whether
 //! its key exists.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -169,7 +170,7 @@ impl File<'_> {
             DeValue::Float(_) => Value::Other("a fraction"),
             DeValue::Datetime(_) => Value::Other("a date"),
             DeValue::Array(_) => Value::Other("a list"),
-            DeValue::Table(_) => Value::Other("a section"),
+            DeValue::Table(table) => pairs(table),
         };
         Written::new(value, origin)
     }
@@ -185,4 +186,16 @@ impl File<'_> {
             line: before.iter().filter(|byte| **byte == b'\n').count() + 1,
         }
     }
+}
+
+/// A table whose values are all strings; no key takes another.
+fn pairs(table: &DeTable<'_>) -> Value {
+    let mut pairs = BTreeMap::new();
+    for (name, value) in table {
+        let Some(text) = value.get_ref().as_str() else {
+            return Value::Other("a section with more than strings in it");
+        };
+        pairs.insert(name.get_ref().to_string(), Secret::new(text));
+    }
+    Value::Pairs(pairs)
 }

@@ -2,12 +2,13 @@
 //! `config print` all come from these entries; the doc comment of an entry is the comment operators
 //! read.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::written::{Reading, Written};
 use super::{Layout, LogFormat, OnPublished, Secret, TableName, database_url};
-use crate::route::Template;
+use crate::route::{self, Template};
 use crate::settle::Policy;
 
 /// A key of the file and what its value is read as.
@@ -244,9 +245,28 @@ keys! {
 
     /// What a row that cannot be published means for its aggregate. block: its later rows wait
     /// until somebody decides. dead_letter: they go on without it.
-    ON_REJECTED: Policy = |w| w.choice(&[("block", Policy::Block), ("dead_letter", Policy::DeadLetter)]), Spec {
+    ON_REJECTED: Policy = |w| w.choice(&POLICIES), Spec {
         default: Some("block"),
         ..Spec::of("outbox", "on_rejected", "\"block\" or \"dead_letter\"")
+    };
+
+    /// The same for some event types, as the rows name them, such as
+    /// { OrderViewed = "dead_letter" }: then only the others have on_rejected.
+    ON_REJECTED_BY_EVENT_TYPE: BTreeMap<String, Policy> = |w| w.choices(&POLICIES), Spec {
+        default: Some("{}"),
+        ..Spec::of(
+            "outbox",
+            "on_rejected_by_event_type",
+            "a table of event types with \"block\" or \"dead_letter\" for each, such as \
+             { OrderViewed = \"dead_letter\" }",
+        )
+    };
+
+    /// A topic that rows which cannot be published are published to as well, with the reason in
+    /// their headers, some time after they were parked and at least once. Empty: none.
+    DEAD_LETTER_TOPIC: Option<String> = dead_letter_topic, Spec {
+        default: Some(""),
+        ..Spec::of("outbox", "dead_letter_topic", "a topic, such as \"orders-dead\", or \"\" for none")
     };
 
     /// How many lanes `migrate` makes for the table, which is how many batches of it can be in
@@ -260,6 +280,13 @@ keys! {
     RETENTION: Option<Duration> = retention, Spec {
         default: Some("forever"),
         ..Spec::of("outbox", "retention", "\"forever\" or a duration, such as \"7days\"")
+    };
+
+    /// How long parked rows are kept that were skipped, or let pass as dead letters. What an
+    /// aggregate waits for is never dropped, nor what the dead-letter topic has yet to take.
+    PARKED_RETENTION: Option<Duration> = retention, Spec {
+        default: Some("forever"),
+        ..Spec::of("outbox", "parked_retention", "\"forever\" or a duration, such as \"90days\"")
     };
 
     /// Let inserts wake the relay by NOTIFY. `migrate` adds the trigger it takes; polling goes
@@ -399,6 +426,21 @@ fn retention(written: &Written) -> Reading<Option<Duration>> {
     written
         .duration(Duration::from_millis(1)..=CENTURY)
         .map(Some)
+}
+
+const POLICIES: [(&str, Policy); 2] = [
+    ("block", Policy::Block),
+    ("dead_letter", Policy::DeadLetter),
+];
+
+fn dead_letter_topic(written: &Written) -> Reading<Option<String>> {
+    match written.text()?.trim() {
+        "" => Ok(None),
+        topic => match route::illegal(topic) {
+            None => Ok(Some(topic.to_owned())),
+            Some(why) => Err(format!("this one {why}")),
+        },
+    }
 }
 
 fn filter(written: &Written) -> Reading<String> {

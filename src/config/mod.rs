@@ -11,7 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::route::Template;
-use crate::settle::Policy;
+use crate::settle::Policies;
 
 mod file;
 
@@ -94,12 +94,18 @@ pub struct Outbox {
     pub on_published: OnPublished,
     /// Which topic a row goes to.
     pub topic: Template,
-    /// What becomes of the rest of an aggregate when one of its rows cannot be published.
-    pub on_rejected: Policy,
+    /// What becomes of the rest of an aggregate when one of its rows cannot be published, by the
+    /// row's event type.
+    pub on_rejected: Policies,
+    /// The topic that rejected rows are also published to.
+    pub dead_letter_topic: Option<String>,
     /// How many lanes `migrate` makes: a power of two. The database holds the number in force.
     pub lanes: u16,
     /// How long marked rows are kept; `None` keeps them for ever.
     pub retention: Option<Duration>,
+    /// How long rows that were given up, or let pass as dead letters, stay parked; `None` keeps them
+    /// for ever. What an aggregate waits for has no such limit.
+    pub parked_retention: Option<Duration>,
     /// Whether inserts wake the relay by NOTIFY. Polling goes on all the same.
     pub notify: bool,
 }

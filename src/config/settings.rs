@@ -11,6 +11,7 @@ use super::written::{Origin, Value, Written};
 use super::{
     Config, Database, Kafka, Log, OnPublished, Outbox, Relay, Secret, TableName, database_url, file,
 };
+use crate::settle::Policies;
 use crate::sink::properties;
 
 /// What a config is wanted for: what may be missing from it.
@@ -22,6 +23,9 @@ pub enum Purpose {
     Migrate,
     /// To print what would change: the database may be missing too, and is empty then.
     Print,
+    /// To deal with parked rows: only the database is needed, and nothing of Kafka is looked at. No
+    /// outbox means all that the database has.
+    Parked,
     /// To show it: any of it may be missing, the outbox too.
     Show,
 }
@@ -183,7 +187,11 @@ impl Settings {
         }
         let url = self.url(purpose, &mut problems);
         let brokers = self.brokers(purpose, &mut problems);
-        let properties = self.properties(&mut problems);
+        // its secrets may be in files that only the relay can read
+        let properties = match purpose {
+            Purpose::Parked => BTreeMap::new(),
+            _ => self.properties(&mut problems),
+        };
         self.outboxes_agree(purpose, &mut problems);
         self.limits_agree(&mut problems);
         if !problems.is_empty() {
@@ -228,9 +236,14 @@ impl Settings {
             layout: self.read_of(index, &keys::LAYOUT)?,
             on_published: self.read_of(index, &keys::ON_PUBLISHED)?,
             topic: self.read_of(index, &keys::TOPIC)?,
-            on_rejected: self.read_of(index, &keys::ON_REJECTED)?,
+            on_rejected: Policies {
+                usual: self.read_of(index, &keys::ON_REJECTED)?,
+                by_event_type: self.read_of(index, &keys::ON_REJECTED_BY_EVENT_TYPE)?,
+            },
+            dead_letter_topic: self.read_of(index, &keys::DEAD_LETTER_TOPIC)?,
             lanes: self.read_of(index, &keys::LANES)?,
             retention: self.read_of(index, &keys::RETENTION)?,
+            parked_retention: self.read_of(index, &keys::PARKED_RETENTION)?,
             notify: self.read_of(index, &keys::NOTIFY)?,
         })
     }
@@ -259,7 +272,7 @@ impl Settings {
 
     /// The URL, from itself or from its file. `None` also where it is wrong, which `problems` tell.
     fn url(&self, purpose: Purpose, problems: &mut Vec<Problem>) -> Option<Secret> {
-        let needed = matches!(purpose, Purpose::Run | Purpose::Migrate);
+        let needed = matches!(purpose, Purpose::Run | Purpose::Migrate | Purpose::Parked);
         match self.url_written() {
             Ok(Some(written)) => match (keys::URL.read)(&written) {
                 Ok(url) => Some(url),
@@ -354,7 +367,7 @@ impl Settings {
     }
 
     fn outboxes_agree(&self, purpose: Purpose, problems: &mut Vec<Problem>) {
-        if self.outboxes.is_empty() && purpose != Purpose::Show {
+        if self.outboxes.is_empty() && !matches!(purpose, Purpose::Show | Purpose::Parked) {
             problems.push(Problem::nowhere(
                 "no outbox: write an `[[outbox]]` section with its `table`, or use --table",
             ));
@@ -451,9 +464,12 @@ fn property_text(name: &str, written: &Written) -> Result<Secret, Problem> {
         Value::Text(text) | Value::Untyped(text) => Ok(text.clone()),
         Value::Whole(number) => Ok(Secret::new(number.to_string())),
         Value::Bool(value) => Ok(Secret::new(value.to_string())),
-        Value::Other(what) => Err(Problem::at(
+        other => Err(Problem::at(
             &written.origin,
-            format!("`{PROPERTIES}.{name}` takes a string, a number or a boolean; this is {what}"),
+            format!(
+                "`{PROPERTIES}.{name}` takes a string, a number or a boolean; this is {}",
+                other.type_name()
+            ),
         )),
     }
 }

@@ -165,7 +165,7 @@ impl Settings {
                 Value::Whole(_) | Value::Bool(_) if property_is_secret(&name, "") => quoted(HIDDEN),
                 Value::Whole(number) => number.to_string(),
                 Value::Bool(value) => value.to_string(),
-                Value::Other(_) => continue,
+                Value::Pairs(_) | Value::Other(_) => continue,
             };
             line(
                 text,
@@ -187,6 +187,13 @@ fn shown(spec: &Spec, written: &Written) -> String {
         Value::Whole(number) => number.to_string(),
         Value::Bool(value) => value.to_string(),
         Value::Text(text) => quoted(text.expose()),
+        Value::Pairs(pairs) => {
+            let pairs: Vec<String> = pairs
+                .iter()
+                .map(|(name, text)| format!("{} = {}", quoted(name), quoted(text.expose())))
+                .collect();
+            format!("{{ {} }}", pairs.join(", "))
+        }
         Value::Untyped(text) => literal(spec, text.expose()),
         Value::Other(_) => quoted(HIDDEN),
     }
@@ -199,9 +206,11 @@ fn from(written: &Written) -> String {
     }
 }
 
-/// `text` as the file takes it for this key: numbers and booleans bare, the rest quoted.
+/// `text` as the file takes it for this key: numbers, booleans and tables bare, the rest quoted.
 fn literal(spec: &Spec, text: &str) -> String {
-    let bare = |text: &str| text.parse::<i64>().is_ok() || text.parse::<bool>().is_ok();
+    let bare = |text: &str| {
+        text.parse::<i64>().is_ok() || text.parse::<bool>().is_ok() || text.starts_with('{')
+    };
     if bare(text) && spec.default.is_some_and(bare) {
         text.to_owned()
     } else {

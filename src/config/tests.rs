@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::written::{Origin, Value, Written};
 use super::*;
+use crate::settle::Policy;
 
 /// What must never be seen.
 const CANARY: &str = "canary-4711";
@@ -56,7 +57,7 @@ fn what_nobody_wrote_has_its_default() {
     assert_eq!(outbox.layout, Layout::Classic);
     assert_eq!(outbox.on_published, OnPublished::Mark);
     assert_eq!(outbox.topic.to_string(), Template::DEFAULT);
-    assert_eq!(outbox.on_rejected, Policy::Block);
+    assert_eq!(outbox.on_rejected, Policy::Block.into());
     assert_eq!(outbox.lanes, 16);
     assert_eq!(outbox.retention, None);
     assert!(!outbox.notify);
@@ -138,7 +139,7 @@ fn every_key_is_read_from_the_file() {
     assert_eq!(outbox.table.to_string(), "shop.OutBox");
     assert_eq!(outbox.layout, Layout::Native);
     assert_eq!(outbox.topic.to_string(), "all");
-    assert_eq!(outbox.on_rejected, Policy::DeadLetter);
+    assert_eq!(outbox.on_rejected, Policy::DeadLetter.into());
     assert_eq!(outbox.lanes, 64);
     assert_eq!(outbox.retention, Some(Duration::from_secs(7 * 86_400)));
     assert!(outbox.notify);
@@ -537,6 +538,70 @@ fn a_purpose_needs_no_more_than_it_uses() {
     assert_eq!(tell("", Purpose::Show), Ok(()));
     let database = format!("{table}\n[database]\nurl = 'postgres://h'");
     assert_eq!(tell(&database, Purpose::Migrate), Ok(()));
+}
+
+#[test]
+fn parked_rows_are_dealt_with_by_a_config_whose_kafka_cannot_be_read() {
+    let text = "[database]\nurl = 'postgres://h'\n[kafka.properties]\nsasl.password_file = '/none'";
+    let settings = settings(text, &[]);
+    let config = settings.config(Purpose::Parked).unwrap();
+    assert!(config.outboxes.is_empty() && config.kafka.properties.is_empty());
+    assert!(settings.config(Purpose::Run).is_err());
+    let error = self::settings("", &[]).config(Purpose::Parked).unwrap_err();
+    assert!(error.to_string().starts_with("no database"), "{error}");
+}
+
+#[test]
+fn policies_are_named_by_event_type_in_the_file_and_in_the_environment() {
+    let key = "on_rejected_by_event_type";
+    let table = "{ OrderViewed = \"dead_letter\", \"Order Paid\" = \"block\" }";
+    let variables = [("OUTBOX_RELAY__OUTBOX__ON_REJECTED_BY_EVENT_TYPE", table)];
+    let in_file = settings(&format!("{SMALL}{key} = {table}"), &[]);
+    for settings in [&in_file, &settings(SMALL, &variables)] {
+        let policies = &settings.config(Purpose::Run).unwrap().outboxes[0].on_rejected;
+        assert_eq!(policies.usual, Policy::Block);
+        let named: Vec<_> = policies.by_event_type.iter().collect();
+        assert_eq!(
+            named,
+            [
+                (&"Order Paid".to_owned(), &Policy::Block),
+                (&"OrderViewed".to_owned(), &Policy::DeadLetter)
+            ]
+        );
+        // What is printed is a config.
+        let again = self::settings(&settings.print(), &[]);
+        let again = again.config(Purpose::Run).unwrap();
+        assert_eq!(&again.outboxes[0].on_rejected, policies);
+    }
+    for (value, part) in [
+        ("\"block\"", "this is a string"),
+        ("{ A = 1 }", "more than strings"),
+        ("{ A = \"dead\" }", "look at `A`"),
+        ("{ A = \"dead_leter\" }", "did you mean `dead_letter`?"),
+    ] {
+        let error = error_of(&format!("{key} = {value}"));
+        assert!(error.contains(part), "{value}: {error}");
+    }
+    for value in ["block", "{ A = 1 }", "{} \n b = {}"] {
+        let variables = [("OUTBOX_RELAY__OUTBOX__ON_REJECTED_BY_EVENT_TYPE", value)];
+        let error = error(&settings(SMALL, &variables));
+        assert!(error.contains("takes a table of event types"), "{error}");
+    }
+}
+
+#[test]
+fn a_dead_letter_topic_is_a_legal_one_and_parked_rows_are_kept_by_default() {
+    let outbox = &config(SMALL).outboxes[0];
+    assert_eq!(
+        (&outbox.dead_letter_topic, outbox.parked_retention),
+        (&None, None)
+    );
+    let more = "dead_letter_topic = \"orders-dead\"\nparked_retention = \"90days\"";
+    let outbox = &config(&format!("{SMALL}{more}")).outboxes[0];
+    assert_eq!(outbox.dead_letter_topic.as_deref(), Some("orders-dead"));
+    let days = Duration::from_secs(90 * 86_400);
+    assert_eq!(outbox.parked_retention, Some(days));
+    assert!(error_of("dead_letter_topic = \"a/b\"").contains("'/'"));
 }
 
 #[test]

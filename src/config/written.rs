@@ -1,5 +1,6 @@
 //! A value as somebody wrote it, where they wrote it, and how to read it as what it should be.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub(super) enum Value {
     Whole(i64),
     /// `true` or `false` in the file.
     Bool(bool),
+    /// A table of strings of the file.
+    Pairs(BTreeMap<String, Secret>),
     /// Text of a variable or a flag, which may stand for a number or a boolean too.
     Untyped(Secret),
     /// Something no key takes, by the name of its type.
@@ -160,6 +163,28 @@ impl Written {
         }
     }
 
+    /// A table whose values are some of `choices`, by name: `{ a = "x", b = "y" }`.
+    pub(super) fn choices<T: Copy>(&self, choices: &[(&str, T)]) -> Reading<BTreeMap<String, T>> {
+        let parsed;
+        let pairs = match &self.value {
+            Value::Pairs(pairs) => pairs,
+            Value::Untyped(text) => {
+                parsed = pairs_in(text.expose())?;
+                &parsed
+            }
+            other => return Err(format!("this is {}", other.type_name())),
+        };
+        let read = |(name, value): (&String, &Secret)| {
+            let value = Self::new(Value::Text(value.clone()), Origin::Default);
+            match value.choice(choices) {
+                Ok(choice) => Ok((name.clone(), choice)),
+                Err(why) if why.is_empty() => Err(format!("look at `{name}`")),
+                Err(why) => Err(format!("look at `{name}`: {why}")),
+            }
+        };
+        pairs.iter().map(read).collect()
+    }
+
     pub(super) fn table_name(&self) -> Reading<TableName> {
         TableName::parse(self.text()?)
     }
@@ -175,9 +200,26 @@ impl Value {
             Self::Text(_) | Self::Untyped(_) => "a string",
             Self::Whole(_) => "a number",
             Self::Bool(_) => "a boolean",
+            Self::Pairs(_) => "a section",
             Self::Other(name) => name,
         }
     }
+}
+
+/// An inline table of TOML whose values are strings.
+fn pairs_in(text: &str) -> Reading<BTreeMap<String, Secret>> {
+    let text = text.trim();
+    let table: toml::Table = format!("it = {text}")
+        .parse()
+        .map_err(|_| "this is no inline table of TOML".to_owned())?;
+    let Some(toml::Value::Table(pairs)) = table.get("it").filter(|_| table.len() == 1) else {
+        return Err("this is no inline table of TOML".into());
+    };
+    let pair = |(name, value): (&String, &toml::Value)| match value {
+        toml::Value::String(text) => Ok((name.clone(), Secret::new(text))),
+        _ => Err(format!("`{name}` is no string")),
+    };
+    pairs.iter().map(pair).collect()
 }
 
 fn whole_in(text: &str) -> Reading<i64> {

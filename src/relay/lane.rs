@@ -16,7 +16,7 @@ use crate::ops::{Mistake, makes};
 use crate::outcome::Outcome;
 use crate::record::Record;
 use crate::route::{Kind, Router, Waiting};
-use crate::settle::{Policy, Row, Verdict, settle};
+use crate::settle::{Policies, Policy, Row, Verdict, settle};
 use crate::sink::{Attempt, Sink};
 use crate::source::{Batch, Error, Judged, Next, Source};
 
@@ -25,8 +25,8 @@ use crate::source::{Batch, Error, Judged, Next, Source};
 pub struct Lane {
     /// Decides topics.
     pub router: Router,
-    /// What a rejected row means for its aggregate.
-    pub policy: Policy,
+    /// What a rejected row means for its aggregate, by its event type.
+    pub policies: Policies,
     /// How long a batch may wait for the sink.
     pub publish_timeout: Duration,
     /// How long to wait for the sink to be ready; `None` waits for ever.
@@ -109,9 +109,10 @@ impl Lane {
             .map(|(event, record)| Row {
                 key: event.key(),
                 topic: record.as_ref().map(|record| record.topic.as_ref()),
+                policy: self.policies.of(&event.event_type),
             })
             .collect();
-        let mut verdicts = settle(&rows, &outcomes, self.policy);
+        let mut verdicts = settle(&rows, &outcomes);
         if makes(Mistake::SettlePastUnfinished)
             && let Some(last) = verdicts.iter().rposition(|v| *v == Verdict::Done)
         {
@@ -156,7 +157,7 @@ impl Lane {
             }
             match record {
                 Err(reason) => {
-                    if self.policy == Policy::Block {
+                    if self.policies.of(&event.event_type) == Policy::Block {
                         refused.insert(event.key());
                     }
                     (None, Some(Outcome::Rejected(reason)))
@@ -241,9 +242,9 @@ impl Lane {
                 Verdict::Done => done += 1,
                 Verdict::Behind => behind += 1,
                 Verdict::Release => {}
-                Verdict::Park(reason) => {
+                Verdict::Park(reason, policy) => {
                     parked += 1;
-                    self.status.parked(event, reason, self.policy);
+                    self.status.parked(event, reason, *policy);
                 }
             }
         }

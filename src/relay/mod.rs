@@ -1,5 +1,6 @@
 //! The relay: looks at each outbox until it can be served, runs its workers, and stops them.
 
+mod dead_letters;
 mod drain;
 mod lane;
 mod outbox;

@@ -9,14 +9,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lane::{End, Lane};
-use super::{Counts, Drain, Prepare, Served, Status, Until};
+use super::{Counts, Drain, Prepare, Served, Status, Until, dead_letters};
 use crate::backoff::Backoff;
 use crate::config::{Config, Outbox};
 use crate::ops::random;
 use crate::route::Router;
 use crate::sink::{KafkaSink, Sink as _, Topics};
 use crate::source::{
-    Error, Inspection, Inspector, Left, Migrated, Migration, Polling, PollingSource, Upkeep, listen,
+    Error, Inspection, Inspector, Left, Migrated, Migration, Polling, PollingSource, Tended,
+    Upkeep, listen,
 };
 
 /// How often an outbox that must wait is looked at, and how often that is said.
@@ -25,6 +26,8 @@ const REMINDER: Duration = Duration::from_secs(60);
 
 /// How long a backend's report of what it did to the table may be under way, and some more.
 const LATE_REPORTS: Duration = Duration::from_secs(15);
+/// How long dead letters in flight may take to be withdrawn at the end.
+const LETTERS_GRACE: Duration = Duration::from_secs(3);
 /// The pause after published rows could not be marked although Postgres answered.
 const UNSETTLED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -191,7 +194,7 @@ impl Serving {
     async fn work(&self, polling: &Arc<Polling>) -> Worked {
         let lane = Arc::new(Lane {
             router: Router::new(self.outbox.topic.clone()),
-            policy: self.outbox.on_rejected,
+            policies: self.outbox.on_rejected.clone(),
             publish_timeout: self.config.relay.publish_timeout,
             patience: (self.until == Until::Empty).then_some(self.config.relay.publish_timeout),
             drain: self.drain.clone(),
@@ -203,13 +206,21 @@ impl Serving {
             workers.spawn(Worker::new(self, polling, &lane).run());
         }
         let beside = self.drain.stopping().child_token();
-        let mut helpers = JoinSet::new();
+        let (mut helpers, mut letters) = (JoinSet::new(), JoinSet::new());
         helpers.spawn(upkeep(
             Arc::clone(&self.config),
             self.outbox.clone(),
             Arc::clone(polling),
             beside.clone(),
         ));
+        if let Some(topic) = &self.outbox.dead_letter_topic {
+            letters.spawn(dead_letters::publish(
+                Arc::clone(&self.config),
+                self.outbox.clone(),
+                topic.clone(),
+                beside.clone(),
+            ));
+        }
         if self.outbox.notify {
             helpers.spawn(wakeups(
                 Arc::clone(&self.config),
@@ -232,6 +243,20 @@ impl Serving {
         }
         beside.cancel();
         helpers.shutdown().await;
+        // it withdraws what it has in flight
+        let withdrawn = async { while letters.join_next().await.is_some() {} };
+        if tokio::time::timeout(LETTERS_GRACE, withdrawn)
+            .await
+            .is_err()
+        {
+            letters.shutdown().await;
+        }
+        // what this run parked at its end was not seen to yet
+        if let (Worked::Ended(Ended::Empty), Some(topic)) =
+            (&worked, &self.outbox.dead_letter_topic)
+        {
+            dead_letters::flush(&self.config, &self.outbox, topic.clone()).await;
+        }
         worked
     }
 
@@ -354,8 +379,19 @@ async fn upkeep(
             () = tokio::time::sleep(upkeep.pause()) => {}
         }
         match upkeep.tend().await {
-            Ok(0) => {}
-            Ok(purged) => tracing::info!(outbox = %outbox.table, purged, "purged marked rows"),
+            Ok(Tended { purged, dropped }) => {
+                if purged > 0 {
+                    tracing::info!(outbox = %outbox.table, purged, "purged marked rows");
+                }
+                if dropped > 0 {
+                    tracing::info!(
+                        outbox = %outbox.table,
+                        dropped,
+                        "dropped parked rows that were skipped or dead for longer than \
+                         parked_retention"
+                    );
+                }
+            }
             Err(error) => tracing::warn!(
                 outbox = %outbox.table,
                 error = super::chain(&error),

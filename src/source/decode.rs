@@ -160,7 +160,7 @@ pub(super) fn headers_to_json(headers: &[Header<'_>]) -> String {
     serde_json::to_string(&pairs).expect("text pairs are valid JSON")
 }
 
-fn headers_from_json(json: &str) -> Result<Vec<Header<'static>>, serde_json::Error> {
+pub(super) fn headers_from_json(json: &str) -> Result<Vec<Header<'static>>, serde_json::Error> {
     let pairs: Vec<(String, Option<String>)> = serde_json::from_str(json)?;
     let header = |(name, value): (String, Option<String>)| Header {
         name: name.into(),

@@ -122,7 +122,6 @@ impl Inspector {
         let settings = Settings {
             outbox: name.to_string(),
             routing,
-            policy: self.outbox.on_rejected,
             until_empty: self.until_empty,
             lanes,
             relay: &self.relay,
@@ -266,20 +265,33 @@ impl Look<'_> {
 
     /// Whether the relay's own tables are there.
     async fn schema(&mut self) -> Result<(), Error> {
-        let there = self
-            .truth(
+        let rows = self
+            .rows(
                 "look for the relay's tables",
-                "select count(*) = 3 from pg_catalog.pg_class c
+                "select count(*) filter (where c.relname <> 'audit') = 3,
+                        count(*) filter (where c.relname = 'audit') = 1
+                   from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                  where n.nspname = 'outbox_relay' and c.relname in ('outbox', 'lane', 'parked')"
+                  where n.nspname = 'outbox_relay'
+                    and c.relname in ('outbox', 'lane', 'parked', 'audit')"
                     .to_owned(),
             )
             .await?;
-        if !there {
-            self.wrong.push(
+        let read = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        let found: Option<(bool, bool)> = (rows.first().map(read).transpose())
+            .map_err(|error| Error::statement("look for the relay's tables", error))?;
+        match found {
+            Some((true, true)) => {}
+            // the audit came last
+            Some((true, false)) => self.wrong.push(
+                "the relay's own schema outbox_relay is of an older version: `outbox-relay migrate` \
+                 adds what is missing"
+                    .to_owned(),
+            ),
+            _ => self.wrong.push(
                 "the relay's own schema outbox_relay is not there: `outbox-relay migrate` makes it"
                     .to_owned(),
-            );
+            ),
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::settle::Verdict;
 
 mod claiming;
 mod ddl;
+mod dead_letters;
 mod decode;
 mod error;
 mod inspect;
@@ -19,6 +20,7 @@ mod lanes;
 mod layout;
 mod left;
 mod migrate;
+pub mod parked;
 mod parking;
 mod polling;
 mod session;
@@ -27,16 +29,17 @@ mod takeover;
 mod upkeep;
 mod wakeup;
 
+pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
 pub use inspect::{Inspection, Inspector};
 pub use left::Left;
 pub use migrate::{Migrated, Migration};
 pub use polling::{Polling, PollingSource};
-pub use upkeep::Upkeep;
+pub use upkeep::{Tended, Upkeep};
 pub use wakeup::listen;
 
-/// The statements that every batch runs, by name, as they are rendered for a table of `lanes` lanes;
-/// `open` begins the transaction that all others run in. For the tests that explain them.
+/// The statements that every batch runs, and those about parked rows, by name, as they are rendered for
+/// a table of `lanes` lanes; `open` begins the transaction that all others run in. For the tests that explain them.
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 #[must_use]
@@ -67,7 +70,12 @@ pub fn hot_statements(
         ("count", all.count.plain),
         ("count_filtered", all.count.filtered),
         ("skipped", all.skipped.plain),
+        ("fronts", all.fronts),
+        ("held", all.held),
         ("finish", all.finish),
+        ("parked_claim", all.parked_claim),
+        ("parked_promote", all.parked_promote),
+        ("parked_sweep", all.parked_sweep),
     ];
     named
         .into_iter()

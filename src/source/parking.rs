@@ -148,10 +148,13 @@ impl PollingSource {
         ))
     }
 
-    /// Takes parked rows away that somebody decided to skip.
+    /// Gives parked rows up that somebody decided to skip. They stay, as what they are: a gap.
     pub(super) async fn give_up(&mut self, skipped: &[ParkedRow]) -> Result<(), Error> {
         let keys: Vec<&str> = skipped.iter().map(|row| row.event.key()).collect();
-        let done: Vec<_> = skipped.iter().map(|row| (row.id, "done", None)).collect();
+        let done: Vec<_> = skipped
+            .iter()
+            .map(|row| (row.id, "skipped", None))
+            .collect();
         self.settle_parked(&done, &keys).await?;
         self.session.end("commit").await?;
         for row in skipped {
@@ -177,8 +180,8 @@ impl PollingSource {
             let (done, parking) = tables.entry(place.table).or_default();
             match verdict {
                 Verdict::Done => done.push(place.tid()),
-                Verdict::Park(reason) => {
-                    let state = parked_state(polling.policy);
+                Verdict::Park(reason, policy) => {
+                    let state = parked_state(*policy);
                     parking.push(place.tid(), state, Some(reason), record.as_ref());
                 }
                 Verdict::Behind => parking.push(place.tid(), "behind", None, record.as_ref()),

@@ -40,7 +40,7 @@ use super::{Batch, Error, Judged, Next, Source};
 use crate::config::Database;
 use crate::ops::{Mistake, failpoint, is_news, makes, random};
 use crate::route::Waiting;
-use crate::settle::{Policy, Verdict};
+use crate::settle::Verdict;
 
 /// How long the claims pass over what waited when the worker asked, before it must ask again.
 const WAITING_LOOK: Duration = Duration::from_millis(500);
@@ -50,7 +50,6 @@ const WAITING_LOOK: Duration = Duration::from_millis(500);
 pub struct Polling {
     pub(super) outbox: String,
     pub(super) routing: String,
-    pub(super) policy: Policy,
     pub(super) until_empty: bool,
     /// The number of lanes that the statements were rendered for.
     pub(super) lanes_count: u16,
@@ -78,7 +77,6 @@ pub(super) struct Memory {
 pub(super) struct Settings<'a> {
     pub(super) outbox: String,
     pub(super) routing: String,
-    pub(super) policy: Policy,
     pub(super) until_empty: bool,
     pub(super) lanes: u16,
     pub(super) relay: &'a crate::config::Relay,
@@ -89,7 +87,6 @@ impl Polling {
         let Settings {
             outbox,
             routing,
-            policy,
             until_empty,
             lanes,
             relay,
@@ -116,7 +113,6 @@ impl Polling {
         Self {
             outbox,
             routing,
-            policy,
             until_empty,
             lanes_count,
             statements,
@@ -374,9 +370,7 @@ impl PollingSource {
             Origin::Parked(rows) => {
                 let state = |verdict| match verdict {
                     &Verdict::Done => Some(("done", None)),
-                    Verdict::Park(reason) => {
-                        Some((parked_state(self.polling.policy), Some(reason)))
-                    }
+                    Verdict::Park(reason, policy) => Some((parked_state(*policy), Some(reason))),
                     Verdict::Behind => Some(("behind", None)),
                     Verdict::Release => None,
                 };
@@ -506,7 +500,6 @@ mod tests {
         let settings = Settings {
             outbox: name.to_string(),
             routing: String::new(),
-            policy: Policy::Block,
             until_empty: true,
             lanes: table.lanes,
             relay: &relay,

@@ -19,6 +19,7 @@ pub(super) struct Statements {
     pub(super) claim: Filtered,
     pub(super) count: Filtered,
     pub(super) skipped: Filtered,
+    pub(super) fronts: SqlStr,
     pub(super) held: SqlStr,
     pub(super) finish: SqlStr,
     pub(super) park: SqlStr,
@@ -26,6 +27,7 @@ pub(super) struct Statements {
     pub(super) parked_settle: SqlStr,
     pub(super) parked_promote: SqlStr,
     pub(super) parked_sweep: SqlStr,
+    pub(super) parked_drop: SqlStr,
     pub(super) purge: SqlStr,
     pub(super) left: SqlStr,
 }
@@ -228,6 +230,14 @@ impl Statements {
                 )
             }),
 
+            // The first $1 aggregates that wait behind a parked row, by name.
+            // Plan: one probe of `parked_holding` an aggregate, from each to the next, however many
+            // rows of it are parked.
+            fronts: sql(format!(
+                "{fronts} select f.key from fronts f limit $1",
+                fronts = fronts(&outbox)
+            )),
+
             // Which of the aggregates $1 wait behind a parked row.
             // Plan: one probe of `parked_holding` each.
             held: sql(format!(
@@ -278,34 +288,50 @@ impl Statements {
 
             // The parked rows of the lanes $1 that may be published, oldest first, at most $2: those
             // of an aggregate somebody decided about, up to the next one that is blocked. Not those
-            // of the topics $3, which cannot be written now. `nowait`: somebody who is looking into
+            // to publish to the topics $3, which cannot be written now. `nowait`: somebody who is looking into
             // a parked row in a transaction must not hold up the lanes.
+            // Plan: the first decided rows by `parked_decided`, then for each aggregate one probe of
+            // `parked_blocked` and the rows before it by `parked_holding`.
             parked_claim: sql(format!(
                 "select p.parked_id, p.state, p.seq, p.event_id, p.aggregate_type, p.aggregate_id,
                         p.event_type, p.value, p.row_headers, p.row_topic, p.topic, p.headers
-                   from (select distinct coalesce(d.aggregate_id, '') as key
-                           from outbox_relay.parked d
-                          where d.outbox = {outbox} and d.state in ('retry', 'skip')
-                            and (d.hash & {mask}) = any ($1::int4[])) k
+                   from (select distinct d.key
+                           from (select coalesce(d.aggregate_id, '') as key
+                                   from outbox_relay.parked d
+                                  where d.outbox = {outbox} and d.state in ('retry', 'skip')
+                                    and (d.hash & {mask}) = any ($1::int4[])
+                                    and (d.topic is null or d.state = 'skip'
+                                         or d.topic <> all ($3::text[]))
+                                    and not exists (
+                                      select from outbox_relay.parked b
+                                       where b.outbox = {outbox} and b.state = 'blocked'
+                                         and coalesce(b.aggregate_id, '') = coalesce(d.aggregate_id, '')
+                                         and (b.seq, b.parked_id) < (d.seq, d.parked_id))
+                                  order by d.seq
+                                  limit $2) d) k
+                   left join lateral
+                        (select b.seq, b.parked_id
+                           from outbox_relay.parked b
+                          where b.outbox = {outbox} and b.state = 'blocked'
+                            and coalesce(b.aggregate_id, '') = k.key
+                          order by b.seq, b.parked_id
+                          limit 1) b on true
                   cross join lateral
                         (select h.*
                            from outbox_relay.parked h
                           where h.outbox = {outbox} and h.state <> 'dead'
                             and coalesce(h.aggregate_id, '') = k.key
-                            and not exists (select from outbox_relay.parked b
-                                             where b.outbox = {outbox} and b.state = 'blocked'
-                                               and coalesce(b.aggregate_id, '') = k.key
-                                               and (b.seq, b.parked_id) < (h.seq, h.parked_id))
-                            and h.state <> 'blocked'
+                            and (h.seq, h.parked_id) < (coalesce(b.seq, {last}), coalesce(b.parked_id, {last}))
                           order by h.seq, h.parked_id
                           limit $2
                             for update nowait) p
-                  where p.topic is null or p.topic <> all ($3::text[])
-                  limit $2"
+                  where p.topic is null or p.state = 'skip' or p.topic <> all ($3::text[])
+                  limit $2",
+                last = i64::MAX,
             )),
 
-            // Settles parked rows $1: each gets the state $2 with class $3 and reason $4; the state
-            // 'done' takes it away.
+            // Settles parked rows $1: each gets the state $2 with class $3 and reason $4; 'done' takes
+            // it away, 'skipped' is a dead row that somebody gave up.
             parked_settle: sql(
                 "with verdict as (
                    select * from unnest($1::int8[], $2::text[], $3::text[], $4::text[])
@@ -314,8 +340,11 @@ impl Statements {
                    delete from outbox_relay.parked p using verdict v
                     where p.parked_id = v.parked_id and v.state = 'done')
                  update outbox_relay.parked p
-                    set state = v.state, reason_class = coalesce(v.class, p.reason_class),
-                        reason = coalesce(v.reason, p.reason), attempts = p.attempts + 1
+                    set state = case v.state when 'skipped' then 'dead' else v.state end,
+                        skipped_at = case v.state when 'skipped' then clock_timestamp() end,
+                        reason_class = coalesce(v.class, p.reason_class),
+                        reason = coalesce(v.reason, p.reason),
+                        attempts = p.attempts + (v.state in ('blocked', 'dead'))::int
                    from verdict v
                   where p.parked_id = v.parked_id and v.state <> 'done'"
                     .to_owned(),
@@ -338,15 +367,29 @@ impl Statements {
             )),
 
             // The same for every aggregate, now and then: somebody may have deleted the row in
-            // front by hand.
+            // front by hand. Plan: as `fronts`.
             parked_sweep: sql(format!(
-                "update outbox_relay.parked p set state = 'retry'
-                   from (select distinct on (coalesce(h.aggregate_id, '')) h.parked_id, h.state
-                           from outbox_relay.parked h
-                          where h.outbox = {outbox} and h.state <> 'dead'
-                          order by coalesce(h.aggregate_id, ''), h.seq, h.parked_id) f
+                "{fronts}
+                 update outbox_relay.parked p set state = 'retry'
+                   from fronts f
                   where p.parked_id = f.parked_id and f.state = 'behind'
-                    and p.state = 'behind'"
+                    and p.state = 'behind'",
+                fronts = fronts(&outbox)
+            )),
+
+            // Deletes at most $2 parked rows that nothing waits for and that were given up, or let pass,
+            // longer than $1 seconds ago; if $3, only what the dead-letter topic has taken. Plan:
+            // index scan of `parked_dead`. Passes over what somebody has locked: a row that is being
+            // retried is none of these any more.
+            parked_drop: sql(format!(
+                "delete from outbox_relay.parked p
+                  where p.parked_id = any (array(
+                        select d.parked_id from outbox_relay.parked d
+                         where d.outbox = {outbox} and d.state = 'dead'
+                           and coalesce(d.skipped_at, d.parked_at)
+                               < clock_timestamp() - make_interval(secs => $1)
+                           and (not $3 or d.dead_lettered_at is not null)
+                         limit $2 for update skip locked))"
             )),
 
             // Deletes at most $2 rows, from place $3 on, that were marked longer than $1 seconds
@@ -365,15 +408,38 @@ impl Statements {
                  select count(*), max(ctid)::text from gone"
             )),
 
-            // What is left: pending rows, and parked ones by state.
+            // What is left: pending rows, and parked ones by state, without those somebody gave up.
             left: sql(format!(
                 "select 'pending', count(*) from {rows} t where t.published_at is null
                   union all
                  select p.state, count(*) from outbox_relay.parked p
-                  where p.outbox = {outbox} group by 1"
+                  where p.outbox = {outbox} and not (p.state = 'dead' and p.skipped_at is not null)
+                  group by 1"
             )),
         }
     }
+}
+
+/// `fronts`, to put before a statement: the first parked row of each aggregate that waits. It goes from
+/// one aggregate to the next by the index, and as far as the statement reads.
+fn fronts(outbox: &str) -> String {
+    let front = |after: &str| {
+        format!(
+            "(select coalesce(h.aggregate_id, '') as key, h.parked_id, h.state
+                from outbox_relay.parked h
+               where h.outbox = {outbox} and h.state <> 'dead' {after}
+               order by coalesce(h.aggregate_id, ''), h.seq, h.parked_id
+               limit 1)"
+        )
+    };
+    format!(
+        "with recursive fronts as (
+           {first}
+           union all
+           select n.* from fronts f cross join lateral {next} n)",
+        first = front(""),
+        next = front("and coalesce(h.aggregate_id, '') > f.key"),
+    )
 }
 
 fn sql(text: String) -> SqlStr {

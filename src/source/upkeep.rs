@@ -1,5 +1,6 @@
-//! What an outbox needs now and then: marked rows that are old enough go, and parked rows whose
-//! front was deleted by hand go on.
+//! What an outbox needs now and then: marked rows that are old enough go, parked rows whose front was
+//! deleted by hand go on, and parked rows that nothing waits for go when they are old enough and
+//! somebody said how old that is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +8,13 @@ use std::time::Duration;
 use super::error::Error;
 use super::polling::Polling;
 use super::session::{Session, answer};
+use super::sql::Statements;
 use crate::config::{Database, OnPublished, Outbox};
 
 /// Rows in one deletion, so that no lock is held for long and no replica falls behind.
 const PURGE_ROWS: i64 = 5_000;
+/// Parked rows in one deletion: they may be large.
+const DROP_ROWS: i64 = 1_000;
 /// The pause between two deletions, for the same reason.
 const PURGE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -20,6 +24,18 @@ pub struct Upkeep {
     session: Session,
     polling: Arc<Polling>,
     retention: Option<Duration>,
+    parked_retention: Option<Duration>,
+    /// Whether a dead-letter topic must have taken a parked row before it goes.
+    dead_letters: bool,
+}
+
+/// What an upkeep did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tended {
+    /// Marked rows that were deleted.
+    pub purged: u64,
+    /// Parked rows that were deleted.
+    pub dropped: u64,
 }
 
 impl Upkeep {
@@ -37,6 +53,8 @@ impl Upkeep {
             session: Session::new(database)?,
             polling: Arc::clone(polling),
             retention: outbox.retention.filter(|_| marks),
+            parked_retention: outbox.parked_retention,
+            dead_letters: outbox.dead_letter_topic.is_some(),
         })
     }
 
@@ -47,30 +65,39 @@ impl Upkeep {
         const LONGEST: Duration = Duration::from_secs(600);
         const SHORTEST: Duration = Duration::from_secs(1);
         const USUAL: Duration = Duration::from_secs(60);
-        self.retention
-            .map_or(USUAL, |kept| (kept / 20).clamp(SHORTEST, LONGEST))
+        let kept = [self.retention, self.parked_retention];
+        let kept = kept.into_iter().flatten().min();
+        kept.map_or(USUAL, |kept| (kept / 20).clamp(SHORTEST, LONGEST))
     }
 
-    /// Tends the outbox once; says how many marked rows were deleted.
+    /// Tends the outbox once.
     ///
     /// # Errors
     /// Postgres could not be asked, or refused.
-    pub async fn tend(&mut self) -> Result<u64, Error> {
+    pub async fn tend(&mut self) -> Result<Tended, Error> {
         let tended = self.tend_once().await;
         self.session.discard();
         tended
     }
 
-    async fn tend_once(&mut self) -> Result<u64, Error> {
+    async fn tend_once(&mut self) -> Result<Tended, Error> {
         let statements = self.polling.statements().clone();
         let limit = self.session.answer_timeout();
         let connection = self.session.begin(&statements.open).await?;
         let sweep = sqlx::query(statements.parked_sweep.clone()).execute(connection);
         answer(limit, "let parked rows without a front go on", sweep).await?;
         self.session.end("commit").await?;
+        Ok(Tended {
+            purged: self.purge(&statements).await?,
+            dropped: self.drop_parked(&statements).await?,
+        })
+    }
+
+    async fn purge(&mut self, statements: &Statements) -> Result<u64, Error> {
         let Some(kept) = self.retention else {
             return Ok(0);
         };
+        let limit = self.session.answer_timeout();
         let (mut place, mut purged) = ("(0,0)".to_owned(), 0_u64);
         loop {
             let connection = self.session.begin(&statements.open).await?;
@@ -85,6 +112,31 @@ impl Upkeep {
             match last {
                 Some(last) if rows == PURGE_ROWS => place = last,
                 _ => return Ok(purged),
+            }
+            tokio::time::sleep(PURGE_PAUSE).await;
+        }
+    }
+
+    async fn drop_parked(&mut self, statements: &Statements) -> Result<u64, Error> {
+        let Some(kept) = self.parked_retention else {
+            return Ok(0);
+        };
+        let limit = self.session.answer_timeout();
+        let rows_max = u64::try_from(DROP_ROWS).unwrap_or(u64::MAX);
+        let mut dropped = 0_u64;
+        loop {
+            let connection = self.session.begin(&statements.open).await?;
+            let drop = sqlx::query(statements.parked_drop.clone())
+                .bind(kept.as_secs_f64())
+                .bind(DROP_ROWS)
+                .bind(self.dead_letters)
+                .execute(connection);
+            let rows = answer(limit, "drop old parked rows", drop).await?;
+            let rows = rows.rows_affected();
+            self.session.end("commit").await?;
+            dropped += rows;
+            if rows < rows_max {
+                return Ok(dropped);
             }
             tokio::time::sleep(PURGE_PAUSE).await;
         }
