@@ -69,7 +69,7 @@ impl Lane {
                 () = sink.ready() => {}
                 () = lasting(self.patience) => return Ok(End::SinkAway),
             }
-            let waiting = paused.waiting(sink.paused());
+            let waiting = paused.waiting(sink);
             match source.next(&waiting, stop).await? {
                 Next::Batch(batch) => {
                     self.status.claimed();
@@ -103,7 +103,7 @@ impl Lane {
             true => vec![PUBLISHED; events.len()],
             false => self.publish(sink, &events, &records, &decided).await,
         };
-        paused.remember(&events, &records, &outcomes);
+        paused.remember(sink, &events, &records, &outcomes);
 
         let rows: Vec<Row<'_>> = (events.iter().zip(&records))
             .map(|(event, record)| Row {
@@ -265,31 +265,60 @@ async fn lasting(patience: Option<Duration>) {
     }
 }
 
-/// The kinds of rows whose topic was found paused, by topic.
+/// The rows that were found to wait: their kinds where their topic is paused, their aggregates where
+/// only a partition of it is; by topic.
 #[derive(Debug, Default)]
 struct Paused {
     kinds: HashMap<String, HashSet<Kind>>,
+    keys: HashMap<String, HashSet<String>>,
 }
 
 /// Kinds remembered for one topic; beyond it rows are claimed and released, which is only slower.
 const KINDS_MAX: usize = 1_000;
+/// And aggregates. Each claim names them: this many take a part of a millisecond.
+const KEYS_MAX: usize = 5_000;
 
 impl Paused {
-    /// What need not be claimed while `topics` are paused. Forgets the others.
-    fn waiting(&mut self, topics: HashSet<String>) -> Waiting {
+    /// What need not be claimed as long as `sink` would only let it wait. Forgets the rest.
+    fn waiting(&mut self, sink: &impl Sink) -> Waiting {
+        let topics = sink.paused();
         self.kinds.retain(|topic, _| topics.contains(topic));
+        for (topic, keys) in &mut self.keys {
+            keys.retain(|key| sink.keeps_waiting(topic, key));
+        }
+        self.keys.retain(|_, keys| !keys.is_empty());
         Waiting {
             kinds: self.kinds.values().flatten().cloned().collect(),
+            keys: self.keys.values().flatten().cloned().collect(),
             topics,
         }
     }
 
-    fn remember(&mut self, events: &[Event], records: &[Option<Record<'_>>], outcomes: &[Outcome]) {
+    fn remember(
+        &mut self,
+        sink: &impl Sink,
+        events: &[Event],
+        records: &[Option<Record<'_>>],
+        outcomes: &[Outcome],
+    ) {
+        if !outcomes.contains(&Outcome::Paused) {
+            return;
+        }
+        let topics = sink.paused();
         for ((event, record), outcome) in events.iter().zip(records).zip(outcomes) {
-            if let (Outcome::Paused, Some(record), None) = (outcome, record, &event.parked) {
-                let kinds = self.kinds.entry(record.topic.to_string()).or_default();
+            let (Outcome::Paused, Some(record), None) = (outcome, record, &event.parked) else {
+                continue;
+            };
+            let topic = record.topic.to_string();
+            if topics.contains(&topic) {
+                let kinds = self.kinds.entry(topic).or_default();
                 if kinds.len() < KINDS_MAX {
                     kinds.insert(Kind::of(event));
+                }
+            } else {
+                let keys = self.keys.entry(topic).or_default();
+                if keys.len() < KEYS_MAX {
+                    keys.insert(event.key().to_owned());
                 }
             }
         }
