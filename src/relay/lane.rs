@@ -39,6 +39,17 @@ pub struct Lane {
     pub suspects: Mutex<HashSet<Uuid>>,
 }
 
+/// What a batch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relayed {
+    Something,
+    /// Each of its rows waits for its topic or its partition.
+    Waits,
+}
+
+/// The pause after such a batch: there may be more rows like these than can be remembered.
+const WAITS_PAUSE: Duration = Duration::from_millis(50);
+
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -73,8 +84,13 @@ impl Lane {
             match source.next(&waiting, stop).await? {
                 Next::Batch(batch) => {
                     self.status.claimed();
-                    self.relay(source, sink, batch, &waiting, &mut paused)
-                        .await?;
+                    let relayed = self.relay(source, sink, batch, &waiting, &mut paused);
+                    if relayed.await? == Relayed::Waits {
+                        tokio::select! {
+                            () = stop.cancelled() => return Ok(End::Stopped),
+                            () = tokio::time::sleep(WAITS_PAUSE) => {}
+                        }
+                    }
                 }
                 Next::Idle => {}
                 Next::Empty => return Ok(End::Empty),
@@ -91,7 +107,7 @@ impl Lane {
         batch: Batch<S::Receipt>,
         waiting: &Waiting,
         paused: &mut Paused,
-    ) -> Result<(), Error> {
+    ) -> Result<Relayed, Error> {
         let Batch {
             events,
             held,
@@ -131,7 +147,12 @@ impl Lane {
             self.publish(sink, &events, &records, &decided).await;
         }
         self.tell(&events, &verdicts);
-        Ok(())
+        let waits = outcomes.iter().all(|o| *o == Outcome::Paused);
+        Ok(if waits {
+            Relayed::Waits
+        } else {
+            Relayed::Something
+        })
     }
 
     /// The record of each event that has one, and the outcome of those that need not be published:

@@ -456,3 +456,39 @@ async fn a_key_goes_to_the_partition_the_java_client_chooses() {
         }
     }
 }
+
+/// What ends a producer, or makes librdkafka believe in a delivery that was none.
+#[tokio::test]
+async fn after_a_fatal_error_or_a_false_acknowledgement_a_new_producer_goes_on() {
+    use RDKafkaRespErr as E;
+    for error in [
+        E::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+        E::RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID,
+        E::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH,
+        E::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING,
+        E::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER,
+    ] {
+        let (mock, mut sink) = cluster(&["t"]);
+        let warm = [record("t", "a")];
+        let outcomes = publish(&mut sink, &together(&warm)).await;
+        assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+        mock.request_errors(RDKafkaApiKey::Produce, &[error]);
+        let records = [record("t", "a"), record("t", "a")];
+        let outcomes = publish(&mut sink, &together(&records)).await;
+        match error {
+            // the word of the first has no offset; the second may have been on its way
+            E::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER => {
+                assert_eq!(outcomes[0], Outcome::Unfinished);
+            }
+            // librdkafka mends some by itself, with a new id: then all went through, or none did
+            _ => {
+                let none = outcomes.iter().all(|o| *o == Outcome::Unfinished);
+                let all = outcomes.iter().all(delivered);
+                assert!(all || none, "{error:?}: {outcomes:?}");
+            }
+        }
+        let outcomes = publish(&mut sink, &together(&records)).await;
+        assert!(outcomes.iter().all(delivered), "{error:?}: {outcomes:?}");
+        assert!(sink.paused().is_empty(), "{error:?}: no topic's fault");
+    }
+}
