@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::kafka_scene::{CLAIM_ROWS, Scene, WINDOW, WORKERS};
 use crate::support::cluster::{self, BROKERS, Cluster};
 use crate::support::outbox::parked;
-use crate::support::proxy::{Direction, Link};
+use crate::support::proxy::{Direction, Link, Proxy};
 use crate::support::servers::say;
 use crate::support::{World, eventually, short_or_long};
 
@@ -28,7 +28,7 @@ async fn transaction_age_s(world: &World) -> i64 {
     world.number(sql).await
 }
 
-fn proxies(cluster: &Cluster, change: impl Fn(&crate::support::proxy::Proxy)) {
+fn proxies(cluster: &Cluster, change: impl Fn(&Proxy)) {
     for id in BROKERS {
         change(&cluster.broker(id).proxy);
     }
@@ -70,7 +70,7 @@ fn brokers_that_vanish_without_a_word_are_noticed() {
             transaction_age_s(world).await == 0
         })
         .await;
-        proxies(cluster, crate::support::proxy::Proxy::heal);
+        proxies(cluster, Proxy::heal);
         scene.even("Kafka heard again").await;
         scene.end(2 * WINDOW).await;
     });
@@ -89,7 +89,7 @@ fn slow_one_way_and_half_closed_links_press_back_and_memory_stays_bounded() {
         let well = scene.relay.peak_memory_kib();
         // so little that the writers are faster: what is over stays in the table
         proxies(cluster, |proxy| {
-            proxy.set(Direction::ToServer, Link::slow(8_000))
+            proxy.set(Direction::ToServer, Link::slow(8_000));
         });
         let before = scene.outbox.published(world).await;
         let until =
@@ -105,18 +105,20 @@ fn slow_one_way_and_half_closed_links_press_back_and_memory_stays_bounded() {
         let pending = scene.outbox.pending(world).await;
         let since = scene.outbox.published(world).await - before;
         say(&format!("slow links: {since} published, {pending} wait"));
-        proxies(cluster, crate::support::proxy::Proxy::heal);
+        proxies(cluster, Proxy::heal);
         scene.even("links quick again").await;
 
         // what is sent arrives, and no word of it comes back
-        proxies(cluster, |proxy| proxy.set(Direction::ToClient, Link::HOLE));
+        proxies(cluster, |proxy| {
+            proxy.set(Direction::ToClient, Link::HOLE);
+        });
         scene
             .relay
             .wait_line("Kafka does not take records", NOTICED_MAX)
             .await;
         sleep(Duration::from_secs(3)).await;
-        proxies(cluster, crate::support::proxy::Proxy::heal);
-        proxies(cluster, crate::support::proxy::Proxy::reset);
+        proxies(cluster, Proxy::heal);
+        proxies(cluster, Proxy::reset);
         scene.even("words come back again").await;
 
         for direction in [Direction::ToServer, Direction::ToClient] {
@@ -169,7 +171,7 @@ fn kafka_may_be_unreachable_for_longer_than_every_time_out() {
         for refusing in [false, true] {
             proxies(cluster, |proxy| proxy.refuse(refusing));
             if refusing {
-                proxies(cluster, crate::support::proxy::Proxy::reset);
+                proxies(cluster, Proxy::reset);
             }
             let until = Instant::now() + each;
             while Instant::now() < until {
@@ -189,7 +191,7 @@ fn kafka_may_be_unreachable_for_longer_than_every_time_out() {
         }
         let parked = parked(world).await;
         assert_eq!(parked, 0, "an outage is no row's fault");
-        proxies(cluster, crate::support::proxy::Proxy::heal);
+        proxies(cluster, Proxy::heal);
         scene.even("Kafka reachable again").await;
         scene.end(CLAIM_ROWS * WORKERS).await;
     });

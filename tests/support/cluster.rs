@@ -11,6 +11,7 @@ use std::time::Duration;
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::Consumer;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::kafka::{Kafka, blocking};
@@ -44,7 +45,7 @@ pub(crate) struct Broker {
 }
 
 static SHARED: Mutex<Option<Cluster>> = Mutex::const_new(None);
-static USES: AtomicU64 = AtomicU64::new(0);
+static IDLE: std::sync::Mutex<Option<JoinSet<()>>> = std::sync::Mutex::new(None);
 
 /// Runs a test with the cluster, which it has for itself. The Postgres is the one that all tests
 /// share. Where there is no Java the test is skipped, loudly, and fails under
@@ -52,6 +53,7 @@ static USES: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn run(test: impl AsyncFnOnce(&World, &Cluster)) {
     super::run(async |world| {
         let mut shared = SHARED.lock().await;
+        drop(IDLE.lock().unwrap().take());
         let cluster = match shared.take() {
             Some(cluster) => cluster,
             None => match Cluster::start().await {
@@ -66,15 +68,13 @@ pub(crate) fn run(test: impl AsyncFnOnce(&World, &Cluster)) {
         let topics: Vec<_> = topics.iter().map(String::as_str).collect();
         cluster.kafka().delete_topics(&topics).await;
         *shared = Some(cluster);
-        let use_ = USES.fetch_add(1, Ordering::Relaxed) + 1;
-        drop(shared);
-        tokio::spawn(async move {
+        // whoever waited to end it since the use before waits no more
+        let mut idle = JoinSet::new();
+        idle.spawn(async {
             sleep(IDLE_MAX).await;
-            let mut shared = SHARED.lock().await;
-            if USES.load(Ordering::Relaxed) == use_ {
-                drop(shared.take());
-            }
+            drop(SHARED.lock().await.take());
         });
+        *IDLE.lock().unwrap() = Some(idle);
     });
 }
 
