@@ -492,3 +492,35 @@ async fn after_a_fatal_error_or_a_false_acknowledgement_a_new_producer_goes_on()
         assert!(sink.paused().is_empty(), "{error:?}: no topic's fault");
     }
 }
+
+#[tokio::test]
+async fn a_topic_all_of_whose_partitions_were_silent_is_found_again() {
+    let theirs = [0, 1, 2, 3].map(|partition| ("t", partition));
+    let (mock, mut sink) = cluster_of_two(&["t"], &theirs);
+    let keys = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    let records = keys.map(|key| record("t", key));
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+    mock.broker_down(2).unwrap();
+    let outcomes = sink
+        .publish(&together(&records), sleep(Duration::from_millis(1500)))
+        .await;
+    assert!(
+        outcomes.iter().all(|o| *o == Outcome::Paused),
+        "{outcomes:?}"
+    );
+    assert_eq!(sink.paused(), ["t".to_owned()].into());
+    mock.broker_up(2).unwrap();
+    let found = async {
+        while !publish(&mut sink, &together(&records))
+            .await
+            .iter()
+            .all(delivered)
+        {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), found)
+        .await
+        .expect("found again");
+}

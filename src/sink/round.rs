@@ -145,10 +145,10 @@ impl<'a> Round<'a> {
                 standing = topics.standing_tried(topic);
             }
             let place = self.place(i);
-            if standing == Standing::Paused && place != Place::Try {
-                self.enter(i, Outcome::Paused);
-            } else if place == Place::Held {
+            if place == Place::Held {
                 self.wait(i);
+            } else if standing == Standing::Paused && place != Place::Try {
+                self.enter(i, Outcome::Paused);
             } else if !self.may_go(i) || standing == Standing::Unknown {
                 continue;
             } else if let Some(reason) = unfit(attempt, limit_bytes) {

@@ -231,10 +231,11 @@ impl Topics {
     /// Whether a publish that has a record of this partition is to try it.
     pub(super) fn take_partition_try(&self, topic: &str, partition: i32, now: Instant) -> bool {
         let mut all = self.facts();
-        let hold = all
-            .get_mut(topic)
-            .and_then(|facts| facts.holds.get_mut(&partition));
-        match hold {
+        let facts = all.get_mut(topic).filter(|facts| {
+            let pause = facts.pause.as_ref();
+            pause.is_none_or(|pause| pause.until <= now)
+        });
+        match facts.and_then(|facts| facts.holds.get_mut(&partition)) {
             Some(hold) if hold.until <= now => {
                 hold.until = now + self.try_max;
                 hold.tried = true;
