@@ -44,6 +44,8 @@ pub mod route;
 
 pub mod record;
 
+pub mod partition;
+
 pub mod sink;
 
 pub mod outcome;

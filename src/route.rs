@@ -44,6 +44,9 @@ pub struct Waiting {
     pub topics: HashSet<String>,
     /// The kinds of rows that go to them, as far as they have been seen.
     pub kinds: HashSet<Kind>,
+    /// Aggregates whose partition takes nothing beside others of its topic, as far as they have been
+    /// seen.
+    pub keys: HashSet<String>,
 }
 
 impl Router {

@@ -39,6 +39,17 @@ pub struct Lane {
     pub suspects: Mutex<HashSet<Uuid>>,
 }
 
+/// What a batch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relayed {
+    Something,
+    /// Each of its rows waits for its topic or its partition.
+    Waits,
+}
+
+/// The pause after such a batch: there may be more rows like these than can be remembered.
+const WAITS_PAUSE: Duration = Duration::from_millis(50);
+
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -69,12 +80,17 @@ impl Lane {
                 () = sink.ready() => {}
                 () = lasting(self.patience) => return Ok(End::SinkAway),
             }
-            let waiting = paused.waiting(sink.paused());
+            let waiting = paused.waiting(sink);
             match source.next(&waiting, stop).await? {
                 Next::Batch(batch) => {
                     self.status.claimed();
-                    self.relay(source, sink, batch, &waiting, &mut paused)
-                        .await?;
+                    let relayed = self.relay(source, sink, batch, &waiting, &mut paused);
+                    if relayed.await? == Relayed::Waits {
+                        tokio::select! {
+                            () = stop.cancelled() => return Ok(End::Stopped),
+                            () = tokio::time::sleep(WAITS_PAUSE) => {}
+                        }
+                    }
                 }
                 Next::Idle => {}
                 Next::Empty => return Ok(End::Empty),
@@ -91,7 +107,7 @@ impl Lane {
         batch: Batch<S::Receipt>,
         waiting: &Waiting,
         paused: &mut Paused,
-    ) -> Result<(), Error> {
+    ) -> Result<Relayed, Error> {
         let Batch {
             events,
             held,
@@ -103,7 +119,7 @@ impl Lane {
             true => vec![PUBLISHED; events.len()],
             false => self.publish(sink, &events, &records, &decided).await,
         };
-        paused.remember(&events, &records, &outcomes);
+        paused.remember(sink, &events, &records, &outcomes);
 
         let rows: Vec<Row<'_>> = (events.iter().zip(&records))
             .map(|(event, record)| Row {
@@ -132,7 +148,12 @@ impl Lane {
             self.publish(sink, &events, &records, &decided).await;
         }
         self.tell(&events, &verdicts);
-        Ok(())
+        let waits = outcomes.iter().all(|o| *o == Outcome::Paused);
+        Ok(if waits {
+            Relayed::Waits
+        } else {
+            Relayed::Something
+        })
     }
 
     /// The record of each event that has one, and the outcome of those that need not be published:
@@ -266,31 +287,60 @@ async fn lasting(patience: Option<Duration>) {
     }
 }
 
-/// The kinds of rows whose topic was found paused, by topic.
+/// The rows that were found to wait: their kinds where their topic is paused, their aggregates where
+/// only a partition of it is; by topic.
 #[derive(Debug, Default)]
 struct Paused {
     kinds: HashMap<String, HashSet<Kind>>,
+    keys: HashMap<String, HashSet<String>>,
 }
 
 /// Kinds remembered for one topic; beyond it rows are claimed and released, which is only slower.
 const KINDS_MAX: usize = 1_000;
+/// And aggregates. Each claim names them: this many take a part of a millisecond.
+const KEYS_MAX: usize = 5_000;
 
 impl Paused {
-    /// What need not be claimed while `topics` are paused. Forgets the others.
-    fn waiting(&mut self, topics: HashSet<String>) -> Waiting {
+    /// What need not be claimed as long as `sink` would only let it wait. Forgets the rest.
+    fn waiting(&mut self, sink: &impl Sink) -> Waiting {
+        let topics = sink.paused();
         self.kinds.retain(|topic, _| topics.contains(topic));
+        for (topic, keys) in &mut self.keys {
+            keys.retain(|key| sink.keeps_waiting(topic, key));
+        }
+        self.keys.retain(|_, keys| !keys.is_empty());
         Waiting {
             kinds: self.kinds.values().flatten().cloned().collect(),
+            keys: self.keys.values().flatten().cloned().collect(),
             topics,
         }
     }
 
-    fn remember(&mut self, events: &[Event], records: &[Option<Record<'_>>], outcomes: &[Outcome]) {
+    fn remember(
+        &mut self,
+        sink: &impl Sink,
+        events: &[Event],
+        records: &[Option<Record<'_>>],
+        outcomes: &[Outcome],
+    ) {
+        if !outcomes.contains(&Outcome::Paused) {
+            return;
+        }
+        let topics = sink.paused();
         for ((event, record), outcome) in events.iter().zip(records).zip(outcomes) {
-            if let (Outcome::Paused, Some(record), None) = (outcome, record, &event.parked) {
-                let kinds = self.kinds.entry(record.topic.to_string()).or_default();
+            let (Outcome::Paused, Some(record), None) = (outcome, record, &event.parked) else {
+                continue;
+            };
+            let topic = record.topic.to_string();
+            if topics.contains(&topic) {
+                let kinds = self.kinds.entry(topic).or_default();
                 if kinds.len() < KINDS_MAX {
                     kinds.insert(Kind::of(event));
+                }
+            } else {
+                let keys = self.keys.entry(topic).or_default();
+                if keys.len() < KEYS_MAX {
+                    keys.insert(event.key().to_owned());
                 }
             }
         }

@@ -19,6 +19,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, NoCustomPartitioner, Producer, ProducerContext,
     PurgeConfig,
@@ -276,11 +277,14 @@ fn ask_topic(producer: &BaseProducer<Reports>, topic: &str) -> Result<Answer, Ka
         };
     }
     let partitions = found.partitions();
-    if partitions.iter().all(|partition| partition.leader() < 0) {
+    let leaderless = partitions.iter().filter(|it| it.leader() < 0);
+    let leaderless: Vec<i32> = leaderless.map(MetadataPartition::id).collect();
+    if leaderless.len() == partitions.len() {
         return Ok(Err(TopicFault::Leaderless));
     }
     Ok(Ok(Read {
         partitions: partitions.len(),
+        leaderless,
     }))
 }
 

@@ -42,6 +42,10 @@ pub trait Sink: Send {
     /// The topics that are paused now: their rows need not be claimed.
     fn paused(&self) -> HashSet<String>;
 
+    /// Whether a record of this key in `topic` would only wait now, for its topic or for its
+    /// partition: it need not be claimed.
+    fn keeps_waiting(&self, topic: &str, key: &str) -> bool;
+
     /// Publishes `attempts` in order and says what became of each: one outcome per attempt, in the
     /// same order. Not to be dropped before it returns.
     ///

@@ -19,15 +19,16 @@
 //! Within one publish the groups that remain go on with a new one, if the deadline allows.
 //!
 //! **Silence**: librdkafka keeps trying a topic below its minimum of in-sync replicas, or a
-//! partition without a leader, and reports nothing. So when a group ends for want of answers the
-//! cluster is asked, by a new connection: if it answers, a topic that took nothing of the group is
-//! paused, and the lanes need not stand behind its rows. If it does not, it is an outage.
+//! partition that cannot be reached, and reports nothing. So when a group ends for want of answers
+//! the cluster is asked, by a new connection: if it answers, the partitions that left records
+//! unanswered are held, and the lanes need not stand behind their rows. If it does not, it is an
+//! outage.
 //!
 //! **Drawbacks chosen**: a producer per worker costs its threads and connections; a failure costs
 //! the records in flight beside it a repeat; and a batch costs one round trip per partition (see
 //! `settings`). Sharing one producer would save all three and lose the first invariant.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -39,10 +40,10 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, error};
 
 use super::generation::{Generation, Refused, Report, ask_limits};
-use super::outcome::{self, Fault, TopicFault};
+use super::outcome::{self, Fault};
 use super::round::Round;
 use super::settings;
-use super::topics::{PROBE_TIMEOUT, Standing, Topics};
+use super::topics::{PROBE_TIMEOUT, Topics};
 use super::{Attempt, Sink};
 use crate::backoff::Backoff;
 use crate::config;
@@ -133,7 +134,7 @@ impl KafkaSink {
                 for (topic, answer) in answers {
                     match answer {
                         Ok(read) => {
-                            self.topics.read(&topic, read, now);
+                            self.topics.read(&topic, &read, now);
                             found.push(topic);
                         }
                         Err(fault) => self.topics.pause(&topic, fault, now),
@@ -158,7 +159,7 @@ impl KafkaSink {
             return;
         }
         let (settings, facts) = (settings::connection(&self.kafka), Arc::clone(&self.topics));
-        facts.asked_limits(&topics);
+        facts.asked_limits(&topics, Instant::now());
         self.limits.spawn(async move {
             let limits = ask_limits(settings, topics.clone()).await;
             for topic in topics {
@@ -168,14 +169,33 @@ impl KafkaSink {
         });
     }
 
-    /// Waits a little for an answer about a topic's size limit, its own question's or another
-    /// worker's, where a record of `round` is large enough for it to decide.
-    async fn weigh<F: Future<Output = ()>>(&self, round: &Round<'_>, give_up: &mut GiveUp<'_, F>) {
-        let usual = self.topics.default_limit_bytes();
-        let large = |attempt: &&Attempt<'_>| attempt.record.size_bytes() > usual;
-        let until = Instant::now() + LIMITS_TIMEOUT;
-        for attempt in round.attempts.iter().filter(large) {
-            while self.topics.awaits_limit(&attempt.record.topic) && Instant::now() < until {
+    /// Where a record of `round` exceeds the size limit of its topic, asks for that again, and waits
+    /// a little for the answer, to its own question or another worker's: somebody may have raised
+    /// it, and whoever then retries a row that was parked for its size is to be heard at once.
+    async fn weigh<F: Future<Output = ()>>(
+        &mut self,
+        round: &Round<'_>,
+        give_up: &mut GiveUp<'_, F>,
+    ) {
+        let limit = |topic: &&'_ str| self.topics.limit_bytes(topic);
+        let least = round.topics.iter().map(limit).min().unwrap_or(0);
+        let large: HashSet<&str> = (round.attempts.iter().map(|attempt| attempt.record))
+            .filter(|record| {
+                let size_bytes = record.size_bytes();
+                size_bytes > least && size_bytes > self.topics.limit_bytes(&record.topic)
+            })
+            .map(|record| &*record.topic)
+            .collect();
+        if large.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let ask = |topic: &&&str| self.topics.take_limit_question(topic, now);
+        let ask = large.iter().filter(ask).map(ToString::to_string).collect();
+        self.ask_limits(ask);
+        let until = now + LIMITS_TIMEOUT;
+        for topic in large {
+            while self.topics.awaits_limit(topic) && Instant::now() < until {
                 if give_up.unless(sleep(LIMITS_PAUSE)).await.is_none() {
                     return;
                 }
@@ -189,16 +209,9 @@ impl KafkaSink {
         round: &mut Round<'_>,
         give_up: &mut GiveUp<'_, F>,
     ) {
-        let now = Instant::now();
-        let unknown = |topic: &&&str| self.topics.standing(topic, now) == Standing::Unknown;
-        let mut names: Vec<String> = round
-            .topics
-            .iter()
-            .filter(unknown)
-            .map(ToString::to_string)
-            .collect();
+        let mut names = round.take_tries(&self.topics);
         if names.is_empty() {
-            names = self.topics.take_stale(now);
+            names = self.topics.take_stale(Instant::now());
         }
         if names.is_empty() {
             return;
@@ -337,7 +350,9 @@ impl KafkaSink {
         let alone = group.len() == 1;
         let attempts = round.attempts;
         let topic = |i: usize| &*attempts[i].record.topic;
-        let mut taking: HashSet<&str> = HashSet::new();
+        // partitions matter only where some take nothing
+        let detailed = answers || self.topics.holds_any();
+        let mut taking: HashMap<&str, HashSet<i32>> = HashMap::new();
         let mut unanswered: HashSet<&str> = HashSet::new();
         let mut outcomes = Vec::with_capacity(group.len());
         for (&i, &report) in group.iter().zip(reports) {
@@ -356,26 +371,47 @@ impl KafkaSink {
                 }
             };
             match outcome {
-                Outcome::Delivered { .. } => _ = taking.insert(topic(i)),
+                Outcome::Delivered { partition, .. } => {
+                    let partitions = taking.entry(topic(i)).or_default();
+                    if detailed {
+                        partitions.insert(partition);
+                    }
+                }
                 Outcome::Unfinished => _ = unanswered.insert(topic(i)),
                 _ => {}
             }
             outcomes.push(outcome);
         }
-        for topic in &taking {
-            self.topics.proven(topic);
+        for (topic, partitions) in &taking {
+            self.topics.took(topic, partitions);
         }
-        let now = Instant::now();
-        for topic in &unanswered {
-            match (answers, taking.contains(topic)) {
-                (false, _) => self.topics.doubt(topic),
-                (true, true) => self.topics.suspect(topic, now),
-                (true, false) => self.topics.pause(topic, TopicFault::Silent, Instant::now()),
+        let mut silent: HashSet<(&str, i32)> = HashSet::new();
+        if answers {
+            for (&i, outcome) in group.iter().zip(&outcomes) {
+                let partition = self.topics.partition(topic(i), &attempts[i].record.key);
+                if let (Outcome::Unfinished, Some(partition)) = (outcome, partition) {
+                    silent.insert((topic(i), partition));
+                }
             }
+            let now = Instant::now();
+            for (topic, partition) in &silent {
+                self.topics.hold(topic, *partition, now);
+            }
+        } else {
+            unanswered.iter().for_each(|topic| self.topics.doubt(topic));
         }
+        // a partition that took some and left others is slow, or went away meanwhile: who knows
+        silent.retain(|(topic, partition)| {
+            let took = taking.get(topic);
+            !took.is_some_and(|took| took.contains(partition))
+        });
+        round.silence(silent, &self.topics);
         for (&i, outcome) in group.iter().zip(outcomes) {
-            let silent = answers && outcome == Outcome::Unfinished && !taking.contains(topic(i));
-            round.enter(i, if silent { Outcome::Paused } else { outcome });
+            if outcome == Outcome::Unfinished && round.is_silent(i) {
+                round.wait(i);
+            } else {
+                round.enter(i, outcome);
+            }
         }
     }
 
@@ -426,6 +462,11 @@ impl Sink for KafkaSink {
         self.topics.paused()
     }
 
+    fn keeps_waiting(&self, topic: &str, key: &str) -> bool {
+        let now = Instant::now();
+        self.topics.keeps_waiting(topic, key.as_bytes(), now)
+    }
+
     async fn publish(
         &mut self,
         attempts: &[Attempt<'_>],
@@ -439,6 +480,9 @@ impl Sink for KafkaSink {
         let plan = round.screen(&self.topics);
         self.send_list(&mut round, &plan.proven, &mut give_up).await;
         self.send_unproven(&mut round, plan.unproven, &mut give_up)
+            .await;
+        let patience = round.patience(&plan.trials, &self.topics);
+        self.send_group(&mut round, &plan.trials, patience, &mut give_up)
             .await;
         self.conclude(&round);
         round.finish(&self.topics)

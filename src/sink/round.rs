@@ -1,13 +1,14 @@
 //! One publish: its attempts, what became of each so far, and so which may still go. It keeps the
 //! order within a publish: nothing of a key goes after one of that key was not delivered, nothing of
-//! a topic after a fault of that topic.
+//! a topic after a fault of that topic, nothing of a partition once it is held.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Attempt;
-use super::topics::{Standing, Topics};
+use super::topics::{Held, Standing, Topics};
 use crate::outcome::{Outcome, Reason};
 
 /// One publish: its attempts and what became of them so far.
@@ -21,6 +22,14 @@ pub(super) struct Round<'a> {
     stopped: HashMap<&'a [u8], usize>,
     /// Topics that showed a fault.
     faulty: HashSet<&'a str>,
+    /// Topics whose pause is over, and which this publish tries.
+    trying: HashSet<&'a str>,
+    /// Partitions that take nothing, by topic.
+    held: HashMap<&'a str, Held>,
+    /// Those that were found out by this publish.
+    silent: HashSet<(&'a str, i32)>,
+    /// Those that this publish took on to try.
+    taken: Vec<(&'a str, i32)>,
     pub(super) delivered: bool,
     /// What is wrong with the cluster, if anything.
     pub(super) trouble: Option<String>,
@@ -33,6 +42,8 @@ pub(super) struct Plan {
     pub(super) proven: Vec<usize>,
     /// In topics that did not, a list for each.
     pub(super) unproven: Vec<Vec<usize>>,
+    /// One for each held partition that is to be tried.
+    pub(super) trials: Vec<usize>,
 }
 
 impl<'a> Round<'a> {
@@ -52,15 +63,71 @@ impl<'a> Round<'a> {
             topics,
             stopped: HashMap::new(),
             faulty: HashSet::new(),
+            trying: HashSet::new(),
+            held: HashMap::new(),
+            silent: HashSet::new(),
+            taken: Vec::new(),
             delivered: false,
             trouble: None,
         }
     }
 
-    /// Sorts the attempts, in order: rejected for what they are, paused with their topic, left for
-    /// another time, or to be sent.
+    /// Takes on to try the topics and partitions of this round whose time has come, and says which
+    /// topics to ask Kafka about.
+    pub(super) fn take_tries(&mut self, topics: &Topics) -> Vec<String> {
+        let now = Instant::now();
+        self.trying = (self.topics.iter().copied())
+            .filter(|topic| topics.take_try(topic, now))
+            .collect();
+        let mut ask: HashSet<&str> = self.trying.clone();
+        if topics.holds_any() {
+            let held = self.topics.iter().map(|topic| (*topic, topics.held(topic)));
+            self.held = held.filter(|(_, held)| !held.held.is_empty()).collect();
+            for attempt in self.attempts {
+                let topic = &*attempt.record.topic;
+                let Some(held) = self.held.get_mut(topic) else {
+                    continue;
+                };
+                let partition = held.partition(&attempt.record.key);
+                if held.held.contains(&partition)
+                    && topics.take_partition_try(topic, partition, now)
+                {
+                    held.to_try.insert(partition);
+                    self.taken.push((topic, partition));
+                    ask.insert(topic);
+                }
+            }
+        }
+        let unknown = |topic: &&&str| topics.standing(topic, now) == Standing::Unknown;
+        ask.extend(self.topics.iter().filter(unknown));
+        ask.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Brings what is held up to date with what Kafka said since [`Self::take_tries`].
+    fn hold_again(&mut self, topics: &Topics) {
+        if !topics.holds_any() {
+            self.held.clear();
+            return;
+        }
+        for topic in &self.topics {
+            let mut held = topics.held(topic);
+            if held.held.is_empty() {
+                self.held.remove(topic);
+                continue;
+            }
+            if let Some(before) = self.held.remove(topic) {
+                let mine = |partition: &i32| topics.is_tried(topic, *partition);
+                held.to_try = before.to_try.into_iter().filter(mine).collect();
+            }
+            self.held.insert(topic, held);
+        }
+    }
+
+    /// Sorts the attempts, in order: rejected for what they are, paused with their topic or their
+    /// partition, left for another time, or to be sent.
     pub(super) fn screen(&mut self, topics: &Topics) -> Plan {
         let now = Instant::now();
+        self.hold_again(topics);
         let about = |topic: &&'a str| {
             (
                 *topic,
@@ -73,13 +140,23 @@ impl<'a> Round<'a> {
         for (i, attempt) in self.attempts.iter().enumerate() {
             let record = attempt.record;
             let topic = &*record.topic;
-            let (standing, limit_bytes) = known[topic];
-            if standing == Standing::Paused {
+            let (mut standing, limit_bytes) = known[topic];
+            if standing == Standing::Paused && self.trying.contains(topic) {
+                standing = topics.standing_tried(topic);
+            }
+            let place = self.place(i);
+            if place == Place::Held {
+                self.wait(i);
+            } else if standing == Standing::Paused && place != Place::Try {
                 self.enter(i, Outcome::Paused);
             } else if !self.may_go(i) || standing == Standing::Unknown {
                 continue;
             } else if let Some(reason) = unfit(attempt, limit_bytes) {
                 self.enter(i, Outcome::Rejected(reason));
+            } else if place == Place::Try {
+                // the others of this partition wait for what becomes of it
+                plan.trials.push(i);
+                self.tried(i);
             } else if standing == Standing::Proven {
                 plan.proven.push(i);
             } else {
@@ -93,12 +170,64 @@ impl<'a> Round<'a> {
         plan
     }
 
+    /// Whether the partition of attempt `i` takes records, as far as is known.
+    fn place(&self, i: usize) -> Place {
+        if self.held.is_empty() {
+            return Place::Free;
+        }
+        let record = self.attempts[i].record;
+        let Some(held) = self.held.get(&*record.topic) else {
+            return Place::Free;
+        };
+        let partition = held.partition(&record.key);
+        match (
+            held.held.contains(&partition),
+            held.to_try.contains(&partition),
+        ) {
+            (false, _) => Place::Free,
+            (true, false) => Place::Held,
+            (true, true) => Place::Try,
+        }
+    }
+
+    /// Attempt `i` waits for its partition, and nothing else does for its sake.
+    pub(super) fn wait(&mut self, i: usize) {
+        self.outcomes[i] = Some(Outcome::Paused);
+    }
+
+    pub(super) fn is_silent(&self, i: usize) -> bool {
+        let record = self.attempts[i].record;
+        let silent = |(topic, partition): &(&str, i32)| {
+            let held = self.held.get(topic);
+            *topic == record.topic && held.is_some_and(|it| it.partition(&record.key) == *partition)
+        };
+        !self.silent.is_empty() && self.silent.iter().any(silent)
+    }
+
+    /// The partition of attempt `i` has its trial: it is held for the others.
+    fn tried(&mut self, i: usize) {
+        let record = self.attempts[i].record;
+        if let Some(held) = self.held.get_mut(&*record.topic) {
+            let partition = held.partition(&record.key);
+            held.to_try.remove(&partition);
+        }
+    }
+
+    /// These partitions took nothing: no more of this round is sent to them.
+    pub(super) fn silence(&mut self, partitions: HashSet<(&'a str, i32)>, topics: &Topics) {
+        for (topic, partition) in partitions {
+            self.held.insert(topic, topics.held(topic));
+            self.silent.insert((topic, partition));
+        }
+    }
+
     /// Whether nothing that happened so far holds attempt `i` back.
     pub(super) fn may_go(&self, i: usize) -> bool {
         let record = self.attempts[i].record;
         let stopped_at = self.stopped.get(&*record.key);
         stopped_at.is_none_or(|&at| i < at)
             && (self.faulty.is_empty() || !self.faulty.contains(&*record.topic))
+            && !self.is_silent(i)
     }
 
     /// Attempt `i` has this outcome.
@@ -117,14 +246,27 @@ impl<'a> Round<'a> {
         self.outcomes[i] = Some(outcome);
     }
 
-    /// The outcomes, complete. What was not answered waits for its topic if that is paused, else
-    /// for the next publish.
+    /// How long the records of `trials`, one for each held partition, may take.
+    pub(super) fn patience(&self, trials: &[usize], topics: &Topics) -> Option<Duration> {
+        let patience = |&i: &usize| {
+            let record = self.attempts[i].record;
+            let partition = topics.partition(&record.topic, &record.key)?;
+            topics.partition_patience(&record.topic, partition)
+        };
+        let all: Option<Vec<Duration>> = trials.iter().map(patience).collect();
+        all?.into_iter().max()
+    }
+
+    /// The outcomes, complete. Tries that came to nothing are given back. What was not answered waits for its topic if that is paused, for its
+    /// partition if that is held, else for the next publish.
     pub(super) fn finish(self, topics: &Topics) -> Vec<Outcome> {
         let now = Instant::now();
+        topics.give_back(&self.trying, &self.taken, now);
         let topic = |i: usize| &*self.attempts[i].record.topic;
         let silent = |i: usize| match topics.standing(topic(i), now) {
             _ if self.stopped.contains_key(&*self.attempts[i].record.key) => Outcome::Unfinished,
             Standing::Paused => Outcome::Paused,
+            _ if self.place(i) != Place::Free => Outcome::Paused,
             _ => Outcome::Unfinished,
         };
         let outcomes = self.outcomes.iter().cloned().enumerate();
@@ -132,6 +274,15 @@ impl<'a> Round<'a> {
             .map(|(i, outcome)| outcome.unwrap_or_else(|| silent(i)))
             .collect()
     }
+}
+
+/// What is known of a record's partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Free,
+    Held,
+    /// Held, and this publish is to try it.
+    Try,
 }
 
 /// Why the record of `attempt` cannot be sent at all, if so.

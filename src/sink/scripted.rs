@@ -146,6 +146,10 @@ impl Sink for ScriptedSink {
         paused.map(|(topic, _)| topic.clone()).collect()
     }
 
+    fn keeps_waiting(&self, topic: &str, _: &str) -> bool {
+        self.paused().contains(topic)
+    }
+
     /// As Kafka's sink does, it tries no more of a key after one of it was not delivered; a paused
     /// topic holds only itself.
     async fn publish(

@@ -3,23 +3,27 @@
 //!
 //! **States of a topic**: unknown → *unproven* (it exists; nothing was written yet) → *proven* (a
 //! record of ours was acknowledged). A topic's fault makes it *paused* until a time, from whatever
-//! state; then it is looked up again, and is unproven until a record of it goes through.
+//! state; then it is looked up again, and is unproven until a record of it goes through. A partition
+//! that takes nothing, beside others or alone, is *held* until a time; then one record tries it.
 //!
 //! **Invariants**
 //! - An unproven topic is tried with one record alone, so that a topic that may not be written takes
 //!   no other topic's records down with its producer.
+//! - When a pause or a hold is over, one publish of the process tries, and for the others it goes on
+//!   meanwhile.
 //! - A pause, its end, the cluster's going and its return are each logged once, by whichever worker
 //!   meets them first; while the cluster is away there is at most one reminder a minute.
 //!
-//! A topic that takes nothing though the cluster answers is such a fault too, told by silence alone.
-//! So a topic that left records unanswered is *suspected*: tried with one record again, and that
-//! for a short time only, for the lanes of that batch stand still meanwhile.
+//! What is told by silence alone, a broker that cannot be reached or too few replicas in sync, is the
+//! partition's: its records went unanswered though the cluster answers. It is tried with one record
+//! again, and that for a short time only, for the lanes of that batch stand still meanwhile. A
+//! partition without a leader is known for that by asking, and not tried at all. A topic all of whose
+//! partitions are held is paused.
 //!
-//! **Drawback chosen**: a topic is paused as a whole. A partition that takes nothing beside healthy
-//! ones is not set aside: its rows run into the publish deadline, then their topic pauses, until a
-//! record for a healthy partition goes through.
+//! **Drawback chosen**: the silence of a partition is found by a batch that runs into the publish
+//! deadline. To give up sooner would repeat records whenever a leader moves.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +35,7 @@ use super::settings::Sizes;
 use crate::backoff::Backoff;
 use crate::config;
 use crate::ops::random;
+use crate::partition;
 
 /// Shortest pause of a topic that cannot be written.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -39,6 +44,8 @@ pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of this many failed tries in a row one gets the whole publish deadline, so that a topic which is
 /// only slow is found again too.
 const PATIENT_EVERY: u32 = 8;
+/// Shortest time between two questions about a size limit that a record exceeds.
+const LIMIT_RECHECK_AFTER: Duration = Duration::from_secs(1);
 /// How old a topic's facts may grow before they are read again.
 const RECHECK_AFTER: Duration = Duration::from_secs(180);
 /// Shortest time between two reminders that Kafka is away.
@@ -50,6 +57,8 @@ pub struct Topics {
     brokers: String,
     default_limit_bytes: usize,
     pause_max: Duration,
+    /// Longer than a publish lasts: so long is a try another's to make.
+    try_max: Duration,
     facts: Mutex<HashMap<String, Facts>>,
     outage: Mutex<Option<Outage>>,
 }
@@ -63,16 +72,29 @@ struct Facts {
     limit_bytes: Option<usize>,
     /// Whether it has been asked for and the answer is to come.
     limit_asked: bool,
+    limit_asked_at: Option<Instant>,
     proven: bool,
-    /// When it left some of its records unanswered, though it took others.
-    suspected_at: Option<Instant>,
     pause: Option<Pause>,
+    holds: BTreeMap<i32, Hold>,
 }
 
 #[derive(Debug)]
 struct Pause {
     fault: TopicFault,
     until: Instant,
+    /// Somebody tries the topic, until then at most.
+    tried: bool,
+    backoff: Backoff,
+}
+
+/// A partition takes nothing.
+#[derive(Debug)]
+struct Hold {
+    /// Kafka says that nobody leads it.
+    leaderless: bool,
+    until: Instant,
+    /// Somebody tries it, until then at most.
+    tried: bool,
     backoff: Backoff,
 }
 
@@ -104,9 +126,20 @@ pub(super) struct Trial {
 }
 
 /// What Kafka says of a topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Read {
     pub(super) partitions: usize,
+    /// Those that nobody leads.
+    pub(super) leaderless: Vec<i32>,
+}
+
+/// Which partitions of a topic take nothing now, for one publish.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) partitions: i32,
+    pub(super) held: HashSet<i32>,
+    /// Those of them that this publish is to try with one record.
+    pub(super) to_try: HashSet<i32>,
 }
 
 impl Topics {
@@ -117,6 +150,7 @@ impl Topics {
             brokers: kafka.brokers.clone(),
             default_limit_bytes: kafka.message_bytes_max,
             pause_max: relay.retry_backoff_max.max(PAUSE_MIN),
+            try_max: relay.publish_timeout + PROBE_TIMEOUT,
             facts: Mutex::default(),
             outage: Mutex::default(),
         }
@@ -179,8 +213,152 @@ impl Topics {
         stale
     }
 
+    /// Whether a publish that has records of `topic` is to try it: its pause is over, and nobody
+    /// else tries it.
+    pub(super) fn take_try(&self, topic: &str, now: Instant) -> bool {
+        let mut all = self.facts();
+        let pause = all.get_mut(topic).and_then(|facts| facts.pause.as_mut());
+        match pause {
+            Some(pause) if pause.until <= now => {
+                pause.until = now + self.try_max;
+                pause.tried = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a publish that has a record of this partition is to try it.
+    pub(super) fn take_partition_try(&self, topic: &str, partition: i32, now: Instant) -> bool {
+        let mut all = self.facts();
+        let facts = all.get_mut(topic).filter(|facts| {
+            let pause = facts.pause.as_ref();
+            pause.is_none_or(|pause| pause.until <= now)
+        });
+        match facts.and_then(|facts| facts.holds.get_mut(&partition)) {
+            Some(hold) if hold.until <= now => {
+                hold.until = now + self.try_max;
+                hold.tried = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether somebody who took on to try this partition still may.
+    pub(super) fn is_tried(&self, topic: &str, partition: i32) -> bool {
+        let all = self.facts();
+        let hold = all.get(topic).and_then(|it| it.holds.get(&partition));
+        hold.is_some_and(|hold| hold.tried)
+    }
+
+    /// These were taken on to be tried, and whoever did so is done: where nothing came of it,
+    /// somebody else may try.
+    pub(super) fn give_back(
+        &self,
+        topics: &HashSet<&str>,
+        partitions: &[(&str, i32)],
+        now: Instant,
+    ) {
+        if topics.is_empty() && partitions.is_empty() {
+            return;
+        }
+        let mut all = self.facts();
+        for topic in topics {
+            let pause = all.get_mut(*topic).and_then(|it| it.pause.as_mut());
+            if let Some(pause) = pause.filter(|pause| pause.tried) {
+                (pause.tried, pause.until) = (false, now);
+            }
+        }
+        for (topic, partition) in partitions {
+            let holds = all.get_mut(*topic).map(|it| &mut it.holds);
+            let hold = holds.and_then(|holds| holds.get_mut(partition));
+            if let Some(hold) = hold.filter(|hold| hold.tried) {
+                (hold.tried, hold.until) = (false, now);
+            }
+        }
+    }
+
+    /// As [`Self::standing`], for who tries the topic although it is paused for the others.
+    pub(super) fn standing_tried(&self, topic: &str) -> Standing {
+        let all = self.facts();
+        let facts = all.get(topic).filter(|facts| facts.read_at.is_some());
+        let fault = |facts: &Facts| facts.pause.as_ref().is_some_and(|pause| !pause.tried);
+        match facts {
+            None => Standing::Unknown,
+            Some(facts) if fault(facts) => Standing::Paused,
+            Some(_) => Standing::Unproven,
+        }
+    }
+
+    /// Whether any partition of any topic is held.
+    pub(super) fn holds_any(&self) -> bool {
+        self.facts().values().any(|facts| !facts.holds.is_empty())
+    }
+
+    /// The partitions of `topic` that are held; none are to be tried.
+    pub(super) fn held(&self, topic: &str) -> Held {
+        let all = self.facts();
+        let Some(facts) = all.get(topic).filter(|facts| !facts.holds.is_empty()) else {
+            return Held::default();
+        };
+        Held {
+            partitions: facts.count(),
+            held: facts.holds.keys().copied().collect(),
+            to_try: HashSet::new(),
+        }
+    }
+
+    /// The partition that a record of this key goes to, if the topic was looked up.
+    pub(super) fn partition(&self, topic: &str, key: &[u8]) -> Option<i32> {
+        let all = self.facts();
+        let partitions = all.get(topic).map(Facts::count).filter(|it| *it > 0)?;
+        Some(partition::of_key(key, partitions))
+    }
+
+    /// Whether records of this key must wait for their topic or their partition, and nobody is to
+    /// try it yet.
+    pub(super) fn keeps_waiting(&self, topic: &str, key: &[u8], now: Instant) -> bool {
+        let all = self.facts();
+        all.get(topic).is_some_and(|facts| {
+            let partition = partition::of_key(key, facts.count());
+            let hold = facts.holds.get(&partition);
+            facts.paused(now) || hold.is_some_and(|hold| now < hold.until)
+        })
+    }
+
+    /// A partition of `topic` left records unanswered, though the cluster answers.
+    pub(super) fn hold(&self, topic: &str, partition: i32, now: Instant) {
+        let mut all = self.facts();
+        let facts = all.entry(topic.to_owned()).or_default();
+        // who leads it is asked before it is tried again
+        facts.read_at = None;
+        let told = !facts.holds.is_empty();
+        let hold = facts.holds.entry(partition);
+        hold.or_insert_with(|| Hold::new(now, self.pause_max))
+            .step(now);
+        drop(all);
+        if !told {
+            self.tell_held(
+                topic,
+                partition,
+                "takes no records though the cluster answers",
+            );
+        }
+    }
+
+    fn tell_held(&self, topic: &str, partition: i32, why: &str) {
+        warn!(
+            topic,
+            partition,
+            next_step = self.next_step(topic, TopicFault::Silent),
+            "a partition of topic `{topic}` {why}: its rows wait and spend no attempts, all others \
+             flow"
+        );
+    }
+
     /// Kafka's answer about `topic`.
-    pub(super) fn read(&self, topic: &str, read: Read, now: Instant) {
+    pub(super) fn read(&self, topic: &str, read: &Read, now: Instant) {
         let mut all = self.facts();
         let facts = all.entry(topic.to_owned()).or_default();
         if facts.partitions != 0 && facts.partitions != read.partitions {
@@ -194,43 +372,83 @@ impl Topics {
         }
         facts.read_at = Some(now);
         facts.partitions = read.partitions;
+        let count = facts.count();
+        let before = facts.holds.len();
+        facts.holds.retain(|partition, _| *partition < count);
+        for (partition, hold) in &mut facts.holds {
+            if hold.leaderless && !read.leaderless.contains(partition) {
+                hold.leaderless = false;
+                if !hold.tried {
+                    hold.until = now;
+                }
+            }
+        }
+        for partition in &read.leaderless {
+            let hold = facts.holds.entry(*partition);
+            let hold = hold.or_insert_with(|| Hold::new(now, self.pause_max));
+            hold.leaderless = true;
+            hold.step(now);
+        }
+        if before == 0
+            && let Some(partition) = facts.holds.keys().next().copied()
+        {
+            drop(all);
+            self.tell_held(topic, partition, "has no leader");
+        }
     }
 
     /// The size limit of `topic`, if it may be read.
     pub(super) fn limit(&self, topic: &str, limit_bytes: Option<usize>) {
         let mut all = self.facts();
         let facts = all.entry(topic.to_owned()).or_default();
-        facts.limit_bytes = limit_bytes;
+        // a question without an answer changes nothing
+        facts.limit_bytes = limit_bytes.or(facts.limit_bytes);
         facts.limit_asked = false;
     }
 
+    /// Whether to ask for the size limit of `topic` again, because a record exceeds it: somebody may
+    /// have raised it. Whoever is told so asks.
+    pub(super) fn take_limit_question(&self, topic: &str, now: Instant) -> bool {
+        let mut all = self.facts();
+        let facts = all.entry(topic.to_owned()).or_default();
+        let recent = |at: Instant| now.duration_since(at) < LIMIT_RECHECK_AFTER;
+        if facts.read_at.is_none() || facts.limit_asked_at.is_some_and(recent) {
+            return false;
+        }
+        facts.limit_asked_at = Some(now);
+        true
+    }
+
     /// The size limits of `topics` have been asked for.
-    pub(super) fn asked_limits(&self, topics: &[String]) {
+    pub(super) fn asked_limits(&self, topics: &[String], now: Instant) {
         let mut all = self.facts();
         for topic in topics {
-            all.entry(topic.clone()).or_default().limit_asked = true;
+            let facts = all.entry(topic.clone()).or_default();
+            facts.limit_asked = true;
+            facts.limit_asked_at = Some(now);
         }
     }
 
-    /// Whether the first answer about the size limit of `topic` is still to come.
+    /// Whether an answer about the size limit of `topic` is still to come.
     pub(super) fn awaits_limit(&self, topic: &str) -> bool {
         let all = self.facts();
-        all.get(topic)
-            .is_some_and(|facts| facts.limit_asked && facts.limit_bytes.is_none())
+        all.get(topic).is_some_and(|facts| facts.limit_asked)
     }
 
-    /// The limit that stands in for one that is not known.
-    pub(super) fn default_limit_bytes(&self) -> usize {
-        self.default_limit_bytes
-    }
-
-    /// A record of `topic` was acknowledged.
-    pub(super) fn proven(&self, topic: &str) {
+    /// Records of `topic` were acknowledged, in these partitions.
+    pub(super) fn took(&self, topic: &str, partitions: &HashSet<i32>) {
         let mut all = self.facts();
         let facts = all.entry(topic.to_owned()).or_default();
         facts.proven = true;
-        facts.suspected_at = None;
-        if facts.pause.take().is_some() {
+        let held = !facts.holds.is_empty();
+        if held {
+            facts
+                .holds
+                .retain(|partition, _| !partitions.contains(partition));
+        }
+        let paused = facts.pause.take().is_some();
+        if paused || (held && facts.holds.is_empty()) {
+            drop(all);
             info!(topic, "the topic can be written again: its rows flow");
         }
     }
@@ -242,25 +460,13 @@ impl Topics {
         }
     }
 
-    /// Some records of `topic` were not answered for, though others were and the cluster answers:
-    /// try it with one before it is trusted again.
-    pub(super) fn suspect(&self, topic: &str, now: Instant) {
-        if let Some(facts) = self.facts().get_mut(topic) {
-            facts.read_at = None;
-            facts.proven = false;
-            facts.suspected_at = Some(now);
-        }
-    }
-
     /// How to try `topic`, which is not proven.
     pub(super) fn trial(&self, topic: &str) -> Trial {
         let all = self.facts();
         let facts = all.get(topic);
         let pause = facts.and_then(|facts| facts.pause.as_ref());
-        let doubted_at = match pause {
-            Some(pause) => Some(pause.until),
-            None => facts.and_then(|facts| facts.suspected_at),
-        };
+        let hold = facts.and_then(|facts| facts.holds.values().map(|hold| hold.until).max());
+        let doubted_at = pause.map(|pause| pause.until).or(hold);
         let patient = pause.is_some_and(|pause| pause.backoff.failures() % PATIENT_EVERY == 0);
         Trial {
             doubted_at,
@@ -268,12 +474,19 @@ impl Topics {
         }
     }
 
+    /// How long a record may try this partition of `topic`, which is held.
+    pub(super) fn partition_patience(&self, topic: &str, partition: i32) -> Option<Duration> {
+        let all = self.facts();
+        let hold = all.get(topic).and_then(|it| it.holds.get(&partition));
+        let patient = hold.is_some_and(|hold| hold.backoff.failures() % PATIENT_EVERY == 0);
+        (!patient).then_some(PROBE_TIMEOUT)
+    }
+
     /// `topic` cannot be written.
     pub(super) fn pause(&self, topic: &str, fault: TopicFault, now: Instant) {
         let mut all = self.facts();
         let facts = all.entry(topic.to_owned()).or_default();
         facts.proven = false;
-        facts.suspected_at = None;
         facts.read_at = None;
         let told = facts
             .pause
@@ -282,11 +495,13 @@ impl Topics {
         let pause = facts.pause.get_or_insert_with(|| Pause {
             fault,
             until: now,
+            tried: false,
             backoff: Backoff::new(PAUSE_MIN, self.pause_max),
         });
         pause.fault = fault;
         // several workers may meet one fault: it is one failure
-        if pause.until <= now {
+        if pause.tried || pause.until <= now {
+            pause.tried = false;
             pause.until = now + pause.backoff.next(random());
         }
         drop(all);
@@ -386,9 +601,43 @@ impl Topics {
     }
 }
 
+impl Held {
+    /// Where a record of this key goes.
+    pub(super) fn partition(&self, key: &[u8]) -> i32 {
+        partition::of_key(key, self.partitions)
+    }
+}
+
 impl Facts {
+    /// The topic's own pause, or all of its partitions are held.
     fn paused(&self, now: Instant) -> bool {
-        self.pause.as_ref().is_some_and(|pause| now < pause.until)
+        let paused = self.pause.as_ref().is_some_and(|pause| now < pause.until);
+        let all_held = self.partitions > 0 && self.holds.len() >= self.partitions;
+        paused || (all_held && self.holds.values().all(|hold| now < hold.until))
+    }
+
+    fn count(&self) -> i32 {
+        i32::try_from(self.partitions).unwrap_or(i32::MAX)
+    }
+}
+
+impl Hold {
+    /// Over at once, until it is stepped.
+    fn new(now: Instant, pause_max: Duration) -> Self {
+        Self {
+            leaderless: false,
+            until: now,
+            tried: false,
+            backoff: Backoff::new(PAUSE_MIN, pause_max),
+        }
+    }
+
+    /// It took nothing again. Several workers may find that: it is one failure.
+    fn step(&mut self, now: Instant) {
+        if self.tried || self.until <= now {
+            self.tried = false;
+            self.until = now + self.backoff.next(random());
+        }
     }
 }
 
@@ -401,7 +650,14 @@ mod tests {
         Topics::new(&testing::kafka("127.0.0.1:1"), &testing::relay())
     }
 
-    const READ: Read = Read { partitions: 4 };
+    const READ: &Read = &Read {
+        partitions: 4,
+        leaderless: Vec::new(),
+    };
+
+    fn took(topics: &Topics, partitions: impl IntoIterator<Item = i32>) {
+        topics.took("t", &partitions.into_iter().collect());
+    }
 
     #[test]
     fn a_topic_is_looked_up_tried_and_then_trusted() {
@@ -412,7 +668,7 @@ mod tests {
         assert_eq!(topics.standing("t", now), Standing::Unproven);
         topics.limit("t", Some(10_000));
         assert_eq!(topics.limit_bytes("t"), 10_000);
-        topics.proven("t");
+        took(&topics, [0]);
         assert_eq!(topics.standing("t", now), Standing::Proven);
         topics.doubt("t");
         assert_eq!(topics.standing("t", now), Standing::Unknown);
@@ -423,7 +679,7 @@ mod tests {
         let topics = topics();
         let mut now = Instant::now();
         topics.read("t", READ, now);
-        topics.proven("t");
+        took(&topics, [0]);
         let mut waits = Vec::new();
         for _ in 0..6 {
             topics.pause("t", TopicFault::Denied, now);
@@ -458,43 +714,103 @@ mod tests {
             waits[5] >= max / 2 && waits[5] <= max + Duration::from_millis(50),
             "{waits:?}"
         );
-        topics.proven("t");
+        took(&topics, [0]);
         assert_eq!(topics.standing("t", now), Standing::Proven);
     }
 
     #[test]
-    fn a_topic_that_left_records_unanswered_is_tried_for_a_short_time() {
+    fn a_partition_that_left_records_unanswered_is_held_and_tried_for_a_short_time() {
         let topics = topics();
         let mut now = Instant::now();
         topics.read("t", READ, now);
-        let trusted = Trial {
-            doubted_at: None,
-            timeout: None,
-        };
-        assert_eq!(topics.trial("t"), trusted, "nothing speaks against it");
-        topics.proven("t");
-        topics.suspect("t", now);
+        took(&topics, 0..4);
+        topics.hold("t", 2, now);
         topics.read("t", READ, now);
-        assert_eq!(topics.standing("t", now), Standing::Unproven);
-        let doubted = Trial {
-            doubted_at: Some(now),
-            timeout: Some(PROBE_TIMEOUT),
-        };
-        assert_eq!(topics.trial("t"), doubted);
+        assert_eq!(
+            topics.standing("t", now),
+            Standing::Proven,
+            "the others flow"
+        );
+        assert_eq!(topics.held("t").held, HashSet::from([2]));
         let mut patient = Vec::new();
         for failure in 1..=2 * PATIENT_EVERY {
-            let before = topics.trial("t").doubted_at;
-            topics.pause("t", TopicFault::Silent, now);
+            assert!(!topics.take_partition_try("t", 2, now), "not yet");
             now += Duration::from_secs(60);
-            let trial = topics.trial("t");
-            assert!(trial.doubted_at > before, "others are tried before it");
-            if trial.timeout.is_none() {
+            assert!(topics.take_partition_try("t", 2, now));
+            assert!(!topics.take_partition_try("t", 2, now), "one tries it");
+            if topics.partition_patience("t", 2).is_none() {
                 patient.push(failure);
             }
+            topics.hold("t", 2, now);
+            // a second worker's batch met the same silence: no second step
+            topics.hold("t", 2, now);
         }
         assert_eq!(patient, [PATIENT_EVERY, 2 * PATIENT_EVERY]);
-        topics.proven("t");
-        assert_eq!(topics.trial("t"), trusted);
+        took(&topics, [2]);
+        assert_eq!(topics.held("t"), Held::default());
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_is_held_until_it_has_one() {
+        let topics = topics();
+        let now = Instant::now();
+        let read = Read {
+            partitions: 2,
+            leaderless: vec![1],
+        };
+        topics.read("t", &read, now);
+        assert_eq!(topics.held("t").held, HashSet::from([1]));
+        assert!(!topics.take_partition_try("t", 1, now));
+        let led = Read {
+            leaderless: Vec::new(),
+            ..read
+        };
+        topics.read("t", &led, now);
+        assert!(topics.take_partition_try("t", 1, now), "at once");
+    }
+
+    #[test]
+    fn a_topic_all_of_whose_partitions_are_held_is_paused() {
+        let topics = topics();
+        let now = Instant::now();
+        topics.read("t", READ, now);
+        for partition in 0..4 {
+            assert!(topics.paused_at(now).is_empty());
+            topics.hold("t", partition, now);
+        }
+        assert_eq!(topics.paused_at(now), HashSet::from(["t".to_owned()]));
+        assert!(topics.keeps_waiting("t", b"k", now));
+        took(&topics, [3]);
+        assert!(topics.paused_at(now).is_empty());
+    }
+
+    #[test]
+    fn one_worker_tries_a_topic_whose_pause_is_over() {
+        let topics = topics();
+        let mut now = Instant::now();
+        topics.pause("t", TopicFault::Denied, now);
+        assert!(!topics.take_try("t", now));
+        now += Duration::from_secs(60);
+        assert!(topics.take_try("t", now));
+        assert!(!topics.take_try("t", now));
+        assert_eq!(topics.paused_at(now), HashSet::from(["t".to_owned()]));
+        // who took it never came back
+        now += topics.try_max;
+        assert!(topics.take_try("t", now));
+        took(&topics, [0]);
+        assert!(topics.paused_at(now).is_empty());
+    }
+
+    #[test]
+    fn a_limit_that_a_record_exceeds_is_asked_for_again_now_and_then() {
+        let topics = topics();
+        let mut now = Instant::now();
+        assert!(!topics.take_limit_question("t", now), "not looked up yet");
+        topics.read("t", READ, now);
+        assert!(topics.take_limit_question("t", now));
+        assert!(!topics.take_limit_question("t", now));
+        now += LIMIT_RECHECK_AFTER;
+        assert!(topics.take_limit_question("t", now));
     }
 
     #[test]
@@ -502,7 +818,7 @@ mod tests {
         let topics = topics();
         let mut now = Instant::now();
         topics.read("t", READ, now);
-        topics.proven("t");
+        took(&topics, [0]);
         assert!(topics.take_stale(now).is_empty());
         now += RECHECK_AFTER;
         assert_eq!(topics.take_stale(now), ["t"]);

@@ -98,7 +98,8 @@ impl PollingSource {
         let now = Instant::now();
         let keys: Vec<String> = self.polling.memory(|memory| {
             memory.locked.retain(|_, until| *until > now);
-            memory.locked.keys().cloned().collect()
+            let locked = memory.locked.keys();
+            locked.chain(&waiting.keys).cloned().collect()
         });
         if keys.is_empty() && waiting.kinds.is_empty() {
             return None;

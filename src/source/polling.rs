@@ -404,7 +404,8 @@ impl Source for PollingSource {
         let polling = Arc::clone(&self.polling);
         let asked_at = Instant::now();
         loop {
-            if !waiting.topics.is_empty() && asked_at.elapsed() > WAITING_LOOK {
+            let waits = !waiting.topics.is_empty() || !waiting.keys.is_empty();
+            if waits && asked_at.elapsed() > WAITING_LOOK {
                 return Ok(Next::Idle);
             }
             if stop.is_cancelled() {

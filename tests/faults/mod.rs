@@ -1,6 +1,12 @@
 //! The fault matrix: each test breaks something under load, heals it, and holds what is in Kafka
 //! then against what the writers wrote. docs/faults.md says which fault has which test.
 
+mod brokers;
+mod kafka_scene;
+mod links_kafka;
+mod logs_kafka;
 mod mistakes;
+mod partitions;
 mod processes;
+mod topics;
 mod upgrade;

@@ -179,11 +179,11 @@ impl Kafka {
         .await
     }
 
-    fn admin(&self) -> AdminClient<DefaultClientContext> {
+    pub(crate) fn admin(&self) -> AdminClient<DefaultClientContext> {
         self.config().create().expect("an admin client can be made")
     }
 
-    fn consumer(&self) -> BaseConsumer {
+    pub(crate) fn consumer(&self) -> BaseConsumer {
         let mut config = self.config();
         // No group: nothing is committed. The rest keeps small reads quick.
         config
@@ -247,7 +247,7 @@ fn record(message: &BorrowedMessage<'_>) -> Record {
 }
 
 /// rdkafka's consumers block: away from the runtime's own threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

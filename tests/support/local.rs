@@ -29,6 +29,10 @@ pub(crate) const POSTGRES_SETTINGS: &[&str] = &[
 /// Enough for a broker with a few hundred small topics.
 pub(crate) const KAFKA_HEAP: &str = "-Xms256m -Xmx512m";
 const KAFKA_VERSION: &str = "4.1.1";
+/// Of every node; any other string would do.
+const CLUSTER_ID: &str = "outbox-relay-test-kafkaA";
+/// Of one node of several, which have a few topics between them.
+const NODE_HEAP: &str = "-Xms64m -Xmx256m";
 /// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
 const SLF4J_VERSION: &str = "1.7.36";
 /// Nobody, for servers that refuse to run as root.
@@ -171,48 +175,90 @@ async fn fetch_postgres(version: &str) -> Result<PathBuf, String> {
 }
 
 async fn kafka(home: &Path, port: u16, controller: u16) -> Result<(Command, String), String> {
-    static JARS: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
-    let jars = JARS.get_or_init(fetch_kafka).await.clone()?;
-    let mut settings: String = kafka_settings(port, port, controller)
-        .into_iter()
-        .map(|(name, value)| format!("{name}={value}\n"))
-        .collect();
-    settings.push_str(&format!("log.dirs={}\n", home.join("data").display()));
-    let file = home.join("server.properties");
-    fs::write(
-        &file,
-        settings.replace("PLAINTEXT://:", "PLAINTEXT://127.0.0.1:"),
-    )
-    .map_err(|error| error.to_string())?;
-    let java = || {
-        let mut java = Command::new(match given("JAVA_HOME") {
-            Some(home) => PathBuf::from(home).join("bin/java"),
-            None => PathBuf::from("java"),
-        });
-        java.args(KAFKA_HEAP.split(' '))
-            .args(["-XX:+UseG1GC", "-XX:TieredStopAtLevel=1"])
-            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
-            .arg("-cp")
-            .arg(jars.join("*"))
-            .env_remove("JAVA_TOOL_OPTIONS");
-        java
-    };
-    run(java()
-        .args([
-            "kafka.tools.StorageTool",
-            "format",
-            "-t",
-            "outbox-relay-test-kafkaA",
-            "-c",
-        ])
-        .arg(&file))
-    .await?;
-    let mut serve = java();
-    serve.arg("kafka.Kafka").arg(&file);
+    let settings = kafka_settings(port, port, controller);
+    let file = write_kafka_settings(home, &settings)?;
+    format_kafka(&file).await?;
     Ok((
-        serve,
+        serve_kafka(KAFKA_HEAP, &file).await?,
         format!("Apache Kafka {KAFKA_VERSION} on this machine's Java, without Docker"),
     ))
+}
+
+/// Starts node `id` of a Kafka cluster, without waiting until it answers. It keeps its data under
+/// `name` in the run's directory; `settings` are all that it is told.
+pub(crate) async fn launch_kafka_node(
+    name: &str,
+    id: u16,
+    port: u16,
+    settings: &[(&'static str, String)],
+) -> Result<Process, String> {
+    let home = directory().join(name);
+    let data = home.join("data");
+    fs::create_dir_all(&data).map_err(|error| error.to_string())?;
+    let file = write_kafka_settings(&home, settings)?;
+    let is = |role: &(&str, String)| role.0 == "process.roles" && role.1.contains("controller");
+    if settings.iter().any(is) {
+        format_kafka(&file).await?;
+    } else {
+        // what formatting leaves for a mere broker, without a second's worth of Java
+        let meta = format!(
+            "version=1\ncluster.id={CLUSTER_ID}\nnode.id={id}\n\
+             directory.id=outbox-relay-test-{id:03}A\n"
+        );
+        fs::write(data.join("meta.properties"), meta).map_err(|error| error.to_string())?;
+    }
+    let process = Process {
+        port,
+        kind: Kind::Kafka,
+        command: Mutex::new(serve_kafka(NODE_HEAP, &file).await?),
+        home,
+        child: Mutex::new(None),
+    };
+    process.start();
+    Ok(process)
+}
+
+fn write_kafka_settings(home: &Path, settings: &[(&str, String)]) -> Result<PathBuf, String> {
+    let mut text: String = settings
+        .iter()
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    text.push_str(&format!("log.dirs={}\n", home.join("data").display()));
+    let file = home.join("server.properties");
+    let text = text.replace("PLAINTEXT://:", "PLAINTEXT://127.0.0.1:");
+    fs::write(&file, text).map_err(|error| error.to_string())?;
+    Ok(file)
+}
+
+async fn format_kafka(settings: &Path) -> Result<(), String> {
+    run(java(KAFKA_HEAP)
+        .await?
+        .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+        .arg(settings))
+    .await
+}
+
+async fn serve_kafka(heap: &str, settings: &Path) -> Result<Command, String> {
+    let mut serve = java(heap).await?;
+    serve.arg("kafka.Kafka").arg(settings);
+    Ok(serve)
+}
+
+/// This machine's Java with Kafka's classes.
+async fn java(heap: &str) -> Result<Command, String> {
+    static JARS: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
+    let jars = JARS.get_or_init(fetch_kafka).await.clone()?;
+    let mut java = Command::new(match given("JAVA_HOME") {
+        Some(home) => PathBuf::from(home).join("bin/java"),
+        None => PathBuf::from("java"),
+    });
+    java.args(heap.split(' '))
+        .args(["-XX:+UseG1GC", "-XX:TieredStopAtLevel=1"])
+        .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+        .arg("-cp")
+        .arg(jars.join("*"))
+        .env_remove("JAVA_TOOL_OPTIONS");
+    Ok(java)
 }
 
 /// The directory with Kafka's jars and all that they need.
@@ -342,6 +388,25 @@ impl Process {
             Kind::Kafka => self.kill().await,
         }
         fs::remove_dir_all(&self.home).ok();
+    }
+
+    /// Ends the server without waiting for it, nor for anything else.
+    pub(crate) fn abandon(&self) {
+        let family = self.family();
+        family.into_iter().for_each(|pid| signal(pid, Signal::KILL));
+        if let Some(child) = self.child.lock().unwrap().as_mut() {
+            child.wait().ok();
+        }
+    }
+
+    /// Where it keeps its data.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.home.join("data")
+    }
+
+    /// Its process, if it was ever started.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.lock().unwrap().as_ref().map(Child::id)
     }
 
     pub(crate) fn is_running(&self) -> bool {

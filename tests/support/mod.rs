@@ -14,7 +14,9 @@ use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep};
 
 pub(crate) mod checker;
+pub(crate) mod cluster;
 mod docker;
+pub(crate) mod guarded;
 mod janitor;
 pub(crate) mod kafka;
 mod local;
@@ -86,15 +88,7 @@ pub(crate) fn run(test: impl AsyncFnOnce(&World)) {
 pub(crate) fn run_with(own: Own, test: impl AsyncFnOnce(&World)) {
     let world = match RUNTIME.block_on(Box::pin(World::new(own))) {
         Ok(world) => world,
-        Err(why) => {
-            let name = std::thread::current().name().unwrap_or("a test").to_owned();
-            assert!(
-                given("OUTBOX_TEST_REQUIRE").is_none_or(|it| it == "0"),
-                "{why}"
-            );
-            say(&format!("SKIPPED: {name}: {why}"));
-            return;
-        }
+        Err(why) => return skip(&why),
     };
     // A container that is dropped wants a runtime, in a panic above all.
     let _runtime = RUNTIME.enter();
@@ -111,6 +105,16 @@ pub(crate) fn run_with(own: Own, test: impl AsyncFnOnce(&World)) {
     for result in [outcome, removed] {
         result.unwrap_or_else(|panic| resume_unwind(panic));
     }
+}
+
+/// Says that the test which asks cannot be run, and fails it where that is not allowed.
+pub(crate) fn skip(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert!(
+        given("OUTBOX_TEST_REQUIRE").is_none_or(|it| it == "0"),
+        "{why}"
+    );
+    say(&format!("SKIPPED: {name}: {why}"));
 }
 
 impl World {

@@ -208,7 +208,7 @@ pub(crate) fn say(line: &str) {
 
 /// A port that nobody listens on. It lies below the ports that systems give to outgoing
 /// connections, so that none of those has it when a server comes back to it.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 1000).unwrap_or_default() * 10;
     loop {
