@@ -72,7 +72,6 @@ impl Lane {
             let waiting = paused.waiting(sink.paused());
             match source.next(&waiting, stop).await? {
                 Next::Batch(batch) => {
-                    self.status.claimed();
                     self.relay(source, sink, batch, &waiting, &mut paused)
                         .await?;
                 }
@@ -130,6 +129,8 @@ impl Lane {
         if hasty {
             self.publish(sink, &events, &records, &decided).await;
         }
+        // not before: a database that lets rows be claimed may still refuse to settle them
+        self.status.well();
         self.tell(&events, &verdicts);
         Ok(())
     }
