@@ -232,6 +232,7 @@ impl Settings {
             lanes: self.read_of(index, &keys::LANES)?,
             retention: self.read_of(index, &keys::RETENTION)?,
             notify: self.read_of(index, &keys::NOTIFY)?,
+            flush_before_publish: self.read_of(index, &keys::FLUSH_BEFORE_PUBLISH)?,
         })
     }
 

@@ -210,7 +210,16 @@ impl Serving {
             Arc::clone(polling),
             beside.clone(),
         ));
-        if self.outbox.notify {
+        // Behind a transaction pooler, which is what this says, the server connection that listens is
+        // handed to anybody's next transaction, and that meets the notifications in its answers.
+        let pooled = !self.config.database.prepared_statements;
+        if self.outbox.notify && pooled {
+            tracing::warn!(
+                outbox = %self.outbox.table,
+                "outbox.notify is passed over: with database.prepared_statements = false there may be \
+                 a pooler, and no notification gets through one; polling goes on"
+            );
+        } else if self.outbox.notify {
             helpers.spawn(wakeups(
                 Arc::clone(&self.config),
                 self.outbox.clone(),

@@ -7,6 +7,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
+use super::barrier::Barrier;
 use super::error::Error;
 use super::layout::{columns, index_name, literal, quote, quote_table};
 use super::polling::{Polling, Settings};
@@ -31,6 +32,7 @@ pub enum Inspection {
 pub struct Inspector {
     pub(super) session: Session,
     pub(super) outbox: Outbox,
+    database: crate::config::Database,
     relay: crate::config::Relay,
     timeouts: Timeouts,
     until_empty: bool,
@@ -50,6 +52,7 @@ impl Inspector {
         Ok(Self {
             session: Session::new(&config.database)?,
             outbox: outbox.clone(),
+            database: config.database.clone(),
             relay: config.relay.clone(),
             timeouts: Timeouts {
                 statement_ms,
@@ -119,12 +122,20 @@ impl Inspector {
             },
             self.timeouts,
         );
+        let barrier = match self.outbox.flush_before_publish {
+            true => Some(Barrier::new(
+                &name.to_string(),
+                Session::new(&self.database)?,
+            )),
+            false => None,
+        };
         let settings = Settings {
             outbox: name.to_string(),
             routing,
             policy: self.outbox.on_rejected,
             until_empty: self.until_empty,
             lanes,
+            barrier,
             relay: &self.relay,
         };
         Ok(Inspection::Ready(Arc::new(Polling::new(
@@ -149,9 +160,8 @@ struct Found {
 
 impl Look<'_> {
     async fn rows(&mut self, doing: &'static str, sql: String) -> Result<Vec<PgRow>, Error> {
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .persistent(false)
-            .fetch_all(&mut *self.connection);
+        // simple queries: a pooler may give each message of a prepared one to another server process
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *self.connection);
         answer(self.limit, doing, rows).await
     }
 

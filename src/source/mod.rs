@@ -10,6 +10,7 @@ use crate::record::Record;
 use crate::route::Waiting;
 use crate::settle::Verdict;
 
+mod barrier;
 mod claiming;
 mod ddl;
 mod decode;

@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::barrier::Barrier;
 use super::decode::Place;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
@@ -55,6 +56,8 @@ pub struct Polling {
     /// The number of lanes that the statements were rendered for.
     pub(super) lanes_count: u16,
     pub(super) statements: Statements,
+    /// Stands between claiming and publishing, where the outbox wants it.
+    barrier: Option<Barrier>,
     pub(super) memory: Mutex<Memory>,
     /// Told when a worker that waits may have something to do.
     pub(super) wake: Notify,
@@ -81,6 +84,7 @@ pub(super) struct Settings<'a> {
     pub(super) policy: Policy,
     pub(super) until_empty: bool,
     pub(super) lanes: u16,
+    pub(super) barrier: Option<Barrier>,
     pub(super) relay: &'a crate::config::Relay,
 }
 
@@ -92,6 +96,7 @@ impl Polling {
             policy,
             until_empty,
             lanes,
+            barrier,
             relay,
         } = settings;
         let limits = Limits {
@@ -120,6 +125,7 @@ impl Polling {
             until_empty,
             lanes_count,
             statements,
+            barrier,
             memory: Mutex::new(memory),
             wake: Notify::new(),
         }
@@ -229,6 +235,15 @@ impl PollingSource {
             session: Session::new(database)?,
             claim_bytes_max: relay.claim_bytes_max,
         })
+    }
+
+    /// Claims from the lanes of `offer`; what was claimed is past the flush barrier, if there is one.
+    async fn claim_safely(&mut self, offer: Offer, waiting: &Waiting) -> Result<Claim, Error> {
+        let claim = self.claim(offer, waiting).await?;
+        if let (Claim::Batch(_), Some(barrier)) = (&claim, &self.polling.barrier) {
+            barrier.pass().await?;
+        }
+        Ok(claim)
     }
 
     /// Claims from the lanes of `offer`.
@@ -430,7 +445,7 @@ impl Source for PollingSource {
             match turn {
                 Turn::Claim(offer) => {
                     let sweep = offer.sweep;
-                    match self.claim(offer, waiting).await {
+                    match self.claim_safely(offer, waiting).await {
                         Ok(Claim::Batch(batch)) => return Ok(Next::Batch(batch)),
                         Ok(Claim::Nothing) if sweep => polling.memory(|memory| {
                             memory.empty = memory.lanes.at_rest();
@@ -509,6 +524,7 @@ mod tests {
             policy: Policy::Block,
             until_empty: true,
             lanes: table.lanes,
+            barrier: None,
             relay: &relay,
         };
         let database = Database {
