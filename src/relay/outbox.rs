@@ -23,6 +23,9 @@ use crate::source::{
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 const REMINDER: Duration = Duration::from_secs(60);
 
+/// How often an outbox that is served is looked at: what somebody does to its sequence is told by then.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
 /// How long a backend's report of what it did to the table may be under way, and some more.
 const LATE_REPORTS: Duration = Duration::from_secs(15);
 /// The pause after published rows could not be marked although Postgres answered.
@@ -356,11 +359,17 @@ async fn upkeep(
     let Ok(mut upkeep) = Upkeep::new(&config.database, &outbox, &polling) else {
         return;
     };
-    let mut looked = Instant::now();
+    let mut looking = LookingAgain::default();
+    let (mut tend_at, mut look_at) = (Instant::now() + upkeep.pause(), Instant::now() + LOOK_AGAIN);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(upkeep.pause()) => {}
+            () = tokio::time::sleep_until(look_at) => {
+                looking.look(&config, &outbox).await;
+                look_at = Instant::now() + LOOK_AGAIN;
+                continue;
+            }
+            () = tokio::time::sleep_until(tend_at) => {}
         }
         match upkeep.tend().await {
             Ok(0) => {}
@@ -371,24 +380,38 @@ async fn upkeep(
                 "the upkeep failed; it comes round again"
             ),
         }
-        if looked.elapsed() >= REMINDER {
-            looked = Instant::now();
-            look_again(&config, &outbox).await;
-        }
+        tend_at = Instant::now() + upkeep.pause();
     }
 }
 
-/// Says what has become wrong with the table since the start, such as a sequence that caches now.
-async fn look_again(config: &Config, outbox: &Outbox) {
-    let looked = match Inspector::new(config, outbox, false) {
-        Ok(mut inspector) => inspector.look().await,
-        Err(error) => Err(error),
-    };
-    // what cannot be asked now is the workers' trouble too, and they tell it
-    if let Ok(Inspection::Wrong(problems)) = looked {
-        for problem in problems {
+/// Says what has become wrong with a table since the start, such as a sequence that caches now: when
+/// it is found, and once a minute.
+#[derive(Default)]
+struct LookingAgain {
+    said: Option<(Vec<String>, Instant)>,
+}
+
+impl LookingAgain {
+    async fn look(&mut self, config: &Config, outbox: &Outbox) {
+        let looked = match Inspector::new(config, outbox, false) {
+            Ok(mut inspector) => inspector.look().await,
+            Err(error) => Err(error),
+        };
+        let problems = match looked {
+            Ok(Inspection::Wrong(problems)) => problems,
+            Ok(_) => return self.said = None,
+            // what cannot be asked now is the workers' trouble too, and they tell it
+            Err(_) => return,
+        };
+        let again =
+            |(said, at): &(Vec<String>, Instant)| *said == problems && at.elapsed() < REMINDER;
+        if self.said.as_ref().is_some_and(again) {
+            return;
+        }
+        for problem in &problems {
             tracing::error!(outbox = %outbox.table, "{problem}");
         }
+        self.said = Some((problems, Instant::now()));
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct Stage {
 }
 
 /// The directory with Debian's newest `postgres`, or why there is none.
-fn programs() -> Result<PathBuf, String> {
+pub(crate) fn programs() -> Result<PathBuf, String> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let version_of = |path: &PathBuf| -> Option<u32> { path.file_name()?.to_str()?.parse().ok() };
     versions

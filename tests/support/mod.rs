@@ -116,7 +116,7 @@ pub(crate) fn run_on(
 }
 
 /// Says that a test has no servers; where there must be some, that fails it.
-fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     assert!(
         given("OUTBOX_TEST_REQUIRE").is_none_or(|it| it == "0"),
@@ -230,6 +230,11 @@ impl World {
         self.own_kafka
             .as_ref()
             .expect("the test asked for a Kafka of its own")
+    }
+
+    /// A file of this test's own.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 
     /// The name of this test's database.
