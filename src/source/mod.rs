@@ -21,6 +21,7 @@ mod layout;
 mod left;
 mod migrate;
 mod parking;
+mod passing;
 mod polling;
 mod session;
 mod sql;
@@ -67,6 +68,8 @@ pub fn hot_statements(
         ("claim_filtered", all.claim.filtered),
         ("count", all.count.plain),
         ("count_filtered", all.count.filtered),
+        ("last", all.last),
+        ("passed_filtered", all.passed),
         ("skipped", all.skipped.plain),
         ("finish", all.finish),
     ];

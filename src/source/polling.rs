@@ -35,6 +35,7 @@ use super::barrier::Barrier;
 use super::decode::Place;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
+use super::passing::Passing;
 use super::session::{Session, answer};
 use super::sql::Statements;
 use super::{Batch, Error, Judged, Next, Source};
@@ -69,6 +70,8 @@ pub(super) struct Memory {
     pub(super) lanes: Lanes,
     /// Aggregates with a row somebody else has locked, and until when they are passed over.
     pub(super) locked: HashMap<String, Instant>,
+    /// How far claims need not look while topics are paused.
+    pub(super) passing: Passing,
     pub(super) parked_after: Instant,
     /// Whether a sweep of everything found nothing; only heeded when running until empty.
     pub(super) empty: bool,
@@ -110,10 +113,12 @@ impl Polling {
         };
         let now = Instant::now();
         let lanes_count = lanes;
+        let passing = Passing::new(lanes, now);
         let lanes = Lanes::new(lanes, limits, now);
         let memory = Memory {
             lanes,
             locked: HashMap::new(),
+            passing,
             parked_after: now,
             empty: false,
             leave: false,
@@ -430,6 +435,10 @@ impl Source for PollingSource {
             }
             if stop.is_cancelled() {
                 return Ok(Next::Stopped);
+            }
+            if let Err(error) = self.pass_waiting(waiting).await {
+                self.session.discard();
+                return Err(error);
             }
             let wake = polling.wake.notified();
             // the end comes first: a turn takes lanes, and who ends would never give them back
