@@ -86,7 +86,7 @@ fn a_database_that_vanishes_without_a_word_is_noticed_and_left() {
 /// Everything, or one direction, falls into a hole, and comes back after the relay has noticed.
 async fn vanishes(world: &World, direction: Option<Direction>) {
     let (proxy, url) = proxy(world).await;
-    let name = direction.map_or("both".to_owned(), |it| format!("{it:?}").to_lowercase());
+    let name = direction.map_or_else(|| "both".to_owned(), |it| format!("{it:?}").to_lowercase());
     let mut outbox = Outbox::classic();
     outbox.table = format!("outbox_{name}");
     let scene = Scene::of(world, outbox, 100.0, |setup| {
