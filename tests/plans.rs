@@ -26,12 +26,19 @@ const ARGUMENTS: &[(&str, &[&str])] = &[
     ("claim", &["'{0,1,2}', '{300,300,300}'", "'{7}', '{1000}'"]),
     (
         "claim_filtered",
-        &["'{0,1,2}', '{300,300,300}', '{a,b}', '{Order}', '{OrderCreated}', '{\"\"}'"],
+        &["'{0,1,2}', '{300,300,300}', '{a,b}', '{Order}', '{OrderCreated}', '{\"\"}', '{0,0,9}'"],
     ),
     ("count", &["'{0,1,2}', '{5000,5000,200000}'"]),
     (
         "count_filtered",
-        &["'{0,1,2}', '{5000,5000,200000}', '{a,b}', '{Order}', '{OrderCreated}', '{\"\"}'"],
+        &[
+            "'{0,1,2}', '{5000,5000,200000}', '{a,b}', '{Order}', '{OrderCreated}', '{\"\"}', '{0,0,9}'",
+        ],
+    ),
+    ("last", &["16"]),
+    (
+        "passed_filtered",
+        &["'{0,1,2}', '{0,0,9}', '{5000,5000,200000}', '{Order}', '{OrderCreated}', '{\"\"}', 100"],
     ),
     ("skipped", &["3, 5000, '{1,2,3}'"]),
     (
@@ -57,8 +64,9 @@ fn faults(statement: &str, table: &str, plan: &str) -> Vec<String> {
         let by_place = ["Tid Scan on", "Update on", "Delete on"];
         let right = by_lane || by_place.iter().any(|node| line.contains(node));
         // The lanes that were asked for are sorted; they are few.
-        let lanes =
-            statement == "lanes" && (line.contains("->  Sort") || line.contains("array_pos"));
+        let lanes = (statement == "lanes"
+            && (line.contains("->  Sort") || line.contains("array_pos")))
+            || (statement == "last" && line.contains("Sort"));
         // Kinds of rows that wait are hashed, as they come in the arguments.
         let waits = statement.ends_with("_filtered");
         if (line.contains(&on_table) && !right)

@@ -189,7 +189,9 @@ keys! {
         ..Spec::of("database", "statement_timeout", TAKES_TO_A_DAY)
     };
 
-    /// False behind a pooler that does not keep prepared statements apart.
+    /// False behind a pooler that hands each transaction to any of its server connections, such
+    /// as PgBouncer's transaction mode before 1.21. Notifications do not get through it either:
+    /// outbox.notify is passed over then.
     PREPARED_STATEMENTS: bool = Written::boolean, Spec {
         default: Some("true"),
         ..Spec::of("database", "prepared_statements", "true or false")
@@ -294,6 +296,15 @@ keys! {
     NOTIFY: bool = Written::boolean, Spec {
         default: Some("false"),
         ..Spec::of("outbox", "notify", "true or false")
+    };
+
+    /// True where a service writes with synchronous_commit = off: a batch is published only after
+    /// what it claimed is on the database's disk, so that no crash of Postgres takes back a row
+    /// that Kafka has. Costs one flush for each batch, and one connection; a pooler needs room for
+    /// it beside those of all workers.
+    FLUSH_BEFORE_PUBLISH: bool = Written::boolean, Spec {
+        default: Some("false"),
+        ..Spec::of("outbox", "flush_before_publish", "true or false")
     };
 
     /// Batches in hand at once for one table, each with a connection and a producer of its own.

@@ -68,7 +68,7 @@ pub struct Database {
     /// The longest a statement may run. The server stops it then; a little later the relay gives
     /// the connection up.
     pub statement_timeout: Duration,
-    /// False behind a pooler that does not keep prepared statements apart.
+    /// False behind a pooler that hands each transaction to any of its server connections.
     pub prepared_statements: bool,
 }
 
@@ -108,6 +108,8 @@ pub struct Outbox {
     pub parked_retention: Option<Duration>,
     /// Whether inserts wake the relay by NOTIFY. Polling goes on all the same.
     pub notify: bool,
+    /// Whether a batch is published only after all that the claim saw is on the database's disk.
+    pub flush_before_publish: bool,
 }
 
 /// `schema.table`, each part as the catalogue has it: not folded, not quoted.

@@ -245,6 +245,7 @@ impl Settings {
             retention: self.read_of(index, &keys::RETENTION)?,
             parked_retention: self.read_of(index, &keys::PARKED_RETENTION)?,
             notify: self.read_of(index, &keys::NOTIFY)?,
+            flush_before_publish: self.read_of(index, &keys::FLUSH_BEFORE_PUBLISH)?,
         })
     }
 

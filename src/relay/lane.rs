@@ -83,7 +83,6 @@ impl Lane {
             let waiting = paused.waiting(sink);
             match source.next(&waiting, stop).await? {
                 Next::Batch(batch) => {
-                    self.status.claimed();
                     let relayed = self.relay(source, sink, batch, &waiting, &mut paused);
                     if relayed.await? == Relayed::Waits {
                         tokio::select! {
@@ -147,6 +146,8 @@ impl Lane {
         if hasty {
             self.publish(sink, &events, &records, &decided).await;
         }
+        // not before: a database that lets rows be claimed may still refuse to settle them
+        self.status.well();
         self.tell(&events, &verdicts);
         let waits = outcomes.iter().all(|o| *o == Outcome::Paused);
         Ok(if waits {

@@ -24,6 +24,9 @@ use crate::source::{
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 const REMINDER: Duration = Duration::from_secs(60);
 
+/// How often an outbox that is served is looked at: what somebody does to its sequence is told by then.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
 /// How long a backend's report of what it did to the table may be under way, and some more.
 const LATE_REPORTS: Duration = Duration::from_secs(15);
 /// How long dead letters in flight may take to be withdrawn at the end.
@@ -221,7 +224,16 @@ impl Serving {
                 beside.clone(),
             ));
         }
-        if self.outbox.notify {
+        // Behind a transaction pooler, which is what this says, the server connection that listens is
+        // handed to anybody's next transaction, and that meets the notifications in its answers.
+        let pooled = !self.config.database.prepared_statements;
+        if self.outbox.notify && pooled {
+            tracing::warn!(
+                outbox = %self.outbox.table,
+                "outbox.notify is passed over: with database.prepared_statements = false there may be \
+                 a pooler, and no notification gets through one; polling goes on"
+            );
+        } else if self.outbox.notify {
             helpers.spawn(wakeups(
                 Arc::clone(&self.config),
                 self.outbox.clone(),
@@ -372,11 +384,17 @@ async fn upkeep(
     let Ok(mut upkeep) = Upkeep::new(&config.database, &outbox, &polling) else {
         return;
     };
-    let mut looked = Instant::now();
+    let mut looking = LookingAgain::default();
+    let (mut tend_at, mut look_at) = (Instant::now() + upkeep.pause(), Instant::now() + LOOK_AGAIN);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(upkeep.pause()) => {}
+            () = tokio::time::sleep_until(look_at) => {
+                looking.look(&config, &outbox).await;
+                look_at = Instant::now() + LOOK_AGAIN;
+                continue;
+            }
+            () = tokio::time::sleep_until(tend_at) => {}
         }
         match upkeep.tend().await {
             Ok(Tended { purged, dropped }) => {
@@ -398,24 +416,38 @@ async fn upkeep(
                 "the upkeep failed; it comes round again"
             ),
         }
-        if looked.elapsed() >= REMINDER {
-            looked = Instant::now();
-            look_again(&config, &outbox).await;
-        }
+        tend_at = Instant::now() + upkeep.pause();
     }
 }
 
-/// Says what has become wrong with the table since the start, such as a sequence that caches now.
-async fn look_again(config: &Config, outbox: &Outbox) {
-    let looked = match Inspector::new(config, outbox, false) {
-        Ok(mut inspector) => inspector.look().await,
-        Err(error) => Err(error),
-    };
-    // what cannot be asked now is the workers' trouble too, and they tell it
-    if let Ok(Inspection::Wrong(problems)) = looked {
-        for problem in problems {
+/// Says what has become wrong with a table since the start, such as a sequence that caches now: when
+/// it is found, and once a minute.
+#[derive(Default)]
+struct LookingAgain {
+    said: Option<(Vec<String>, Instant)>,
+}
+
+impl LookingAgain {
+    async fn look(&mut self, config: &Config, outbox: &Outbox) {
+        let looked = match Inspector::new(config, outbox, false) {
+            Ok(mut inspector) => inspector.look().await,
+            Err(error) => Err(error),
+        };
+        let problems = match looked {
+            Ok(Inspection::Wrong(problems)) => problems,
+            Ok(_) => return self.said = None,
+            // what cannot be asked now is the workers' trouble too, and they tell it
+            Err(_) => return,
+        };
+        let again =
+            |(said, at): &(Vec<String>, Instant)| *said == problems && at.elapsed() < REMINDER;
+        if self.said.as_ref().is_some_and(again) {
+            return;
+        }
+        for problem in &problems {
             tracing::error!(outbox = %outbox.table, "{problem}");
         }
+        self.said = Some((problems, Instant::now()));
     }
 }
 

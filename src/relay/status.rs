@@ -59,11 +59,6 @@ impl Status {
         }
     }
 
-    /// A batch was claimed, so Postgres is well.
-    pub fn claimed(&self) {
-        self.well();
-    }
-
     /// A batch was settled: so many rows published, parked, and moved behind a parked one.
     pub fn settled(&self, published: u64, parked: u64, behind: u64) {
         self.published.fetch_add(published, Ordering::Relaxed);

@@ -61,6 +61,8 @@ pub(super) struct Filter {
     pub(super) aggregate_types: Vec<String>,
     pub(super) event_types: Vec<String>,
     pub(super) topics: Vec<String>,
+    /// The last row of each lane that need not be looked at.
+    places: Vec<i64>,
 }
 
 impl Filter {
@@ -72,12 +74,31 @@ impl Filter {
         })
     }
 
+    /// Binds where to begin in each of `lanes`, behind all else.
+    fn bind_places<'q>(
+        filter: Option<&Self>,
+        lanes: &[i32],
+        statement: Statement<'q>,
+    ) -> Statement<'q> {
+        let Some(filter) = filter else {
+            return statement;
+        };
+        let place = |lane: &i32| {
+            let place = usize::try_from(*lane)
+                .ok()
+                .and_then(|i| filter.places.get(i));
+            place.copied().unwrap_or(i64::MIN)
+        };
+        statement.bind(lanes.iter().map(place).collect::<Vec<_>>())
+    }
+
     pub(super) fn bind<'q>(filter: Option<&'q Self>, statement: Statement<'q>) -> Statement<'q> {
         let Some(Self {
             keys,
             aggregate_types,
             event_types,
             topics,
+            places: _,
         }) = filter
         else {
             return statement;
@@ -106,6 +127,7 @@ impl PollingSource {
         }
         let mut filter = Filter {
             keys,
+            places: self.polling.memory(|memory| memory.passing.places(waiting)),
             ..Filter::default()
         };
         for kind in &waiting.kinds {
@@ -130,7 +152,8 @@ impl PollingSource {
         let claim = Filter::choose(filter, &polling.statements.claim)
             .bind(lanes)
             .bind(asked);
-        let mut stream = Filter::bind(filter, claim).fetch(self.session.connection()?);
+        let claim = Filter::bind_places(filter, lanes, Filter::bind(filter, claim));
+        let mut stream = claim.fetch(self.session.connection()?);
         let mut rows = Rows::default();
         while let Some(row) = answer(limit, "claim rows", stream.try_next()).await? {
             let row = decode::claimed(&row, &polling.outbox)?;
@@ -170,7 +193,8 @@ impl PollingSource {
         let count = Filter::choose(filter, &polling.statements.count)
             .bind(&lanes)
             .bind(&last);
-        let count = Filter::bind(filter, count).fetch_all(self.session.connection()?);
+        let count = Filter::bind_places(filter, &lanes, Filter::bind(filter, count));
+        let count = count.fetch_all(self.session.connection()?);
         let counts = answer(limit, "count what was claimed", count).await?;
         for row in &counts {
             let read =
@@ -186,9 +210,9 @@ impl PollingSource {
             let skipped = Filter::choose(filter, &polling.statements.skipped)
                 .bind(lane)
                 .bind(seqs.iter().copied().max().unwrap_or(i64::MIN));
-            let skipped = Filter::bind(filter, skipped)
-                .bind(seqs)
-                .fetch_all(self.session.connection()?);
+            let skipped = Filter::bind(filter, skipped).bind(seqs);
+            let skipped = Filter::bind_places(filter, &[lane], skipped);
+            let skipped = skipped.fetch_all(self.session.connection()?);
             let skipped = answer(limit, "find the rows somebody else has locked", skipped).await?;
             let read = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
             let skipped: Result<Vec<(i64, String)>, sqlx::Error> =

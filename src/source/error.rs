@@ -113,8 +113,11 @@ impl From<sqlx::Error> for Cause {
             sqlx::Error::Database(database) => {
                 let code = database.code().map(|code| code.into_owned());
                 let shown = code.as_deref().unwrap_or("?????");
+                let message = database.message();
+                let advice = code.as_deref().and_then(|code| advice(code, message));
+                let advice = advice.unwrap_or_default();
                 Self {
-                    text: format!("{} (SQLSTATE {shown})", database.message()),
+                    text: format!("{message} (SQLSTATE {shown}){advice}"),
                     code,
                 }
             }
@@ -123,6 +126,24 @@ impl From<sqlx::Error> for Cause {
                 code: None,
             },
         }
+    }
+}
+
+/// What to do about what Postgres said, where its own words do not say it.
+fn advice(code: &str, message: &str) -> Option<&'static str> {
+    const READ_ONLY: &str = ". This server is read-only, a standby most likely: look where the address of database.url leads. \
+         The relay waits for a primary";
+    match code {
+        // read only sql transaction
+        "25006" => Some(READ_ONLY),
+        // feature not supported: what a standby says of `begin read write`
+        "0A000" if message.contains("recovery") => Some(READ_ONLY),
+        // invalid statement name, duplicate prepared statement
+        "26000" | "42P05" => Some(
+            ". Is a pooler between them that hands each transaction to another server process? Then set \
+             prepared_statements = false in [database]",
+        ),
+        _ => None,
     }
 }
 

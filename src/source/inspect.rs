@@ -7,6 +7,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
+use super::barrier::Barrier;
 use super::error::Error;
 use super::layout::{columns, index_name, literal, quote, quote_table};
 use super::polling::{Polling, Settings};
@@ -31,6 +32,7 @@ pub enum Inspection {
 pub struct Inspector {
     pub(super) session: Session,
     pub(super) outbox: Outbox,
+    database: crate::config::Database,
     relay: crate::config::Relay,
     timeouts: Timeouts,
     until_empty: bool,
@@ -50,6 +52,7 @@ impl Inspector {
         Ok(Self {
             session: Session::new(&config.database)?,
             outbox: outbox.clone(),
+            database: config.database.clone(),
             relay: config.relay.clone(),
             timeouts: Timeouts {
                 statement_ms,
@@ -100,6 +103,9 @@ impl Inspector {
         if look.wrong.is_empty() {
             look.numbered(lanes).await?;
         }
+        if look.wrong.is_empty() {
+            look.set_back(lanes).await?;
+        }
         let routing = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
         if look.wrong.is_empty() {
             look.routing(&routing).await?;
@@ -119,11 +125,19 @@ impl Inspector {
             },
             self.timeouts,
         );
+        let barrier = match self.outbox.flush_before_publish {
+            true => Some(Barrier::new(
+                &name.to_string(),
+                Session::new(&self.database)?,
+            )),
+            false => None,
+        };
         let settings = Settings {
             outbox: name.to_string(),
             routing,
             until_empty: self.until_empty,
             lanes,
+            barrier,
             relay: &self.relay,
         };
         Ok(Inspection::Ready(Arc::new(Polling::new(
@@ -148,9 +162,8 @@ struct Found {
 
 impl Look<'_> {
     async fn rows(&mut self, doing: &'static str, sql: String) -> Result<Vec<PgRow>, Error> {
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .persistent(false)
-            .fetch_all(&mut *self.connection);
+        // simple queries: a pooler may give each message of a prepared one to another server process
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *self.connection);
         answer(self.limit, doing, rows).await
     }
 
@@ -510,6 +523,49 @@ impl Look<'_> {
                  numbers them, in the order they were created"
             ));
         }
+        Ok(())
+    }
+
+    /// Whether the sequence will give numbers below those that wait: new rows would pass old ones.
+    async fn set_back(&mut self, lanes: u16) -> Result<(), Error> {
+        let name = &self.outbox.table;
+        let (table, lane) = (quote_table(name), lane_of("t.", lanes));
+        let outbox = literal(&name.to_string());
+        // The rows are read as of the statement's begin and the sequence as of now, so that no row is
+        // newer than the sequence. A role that may not look at it learns nothing.
+        let rows = self
+            .rows(
+                "compare the sequence with the rows",
+                format!(
+                    "select s.seqrelid::regclass::text, w.seq
+                       from pg_catalog.pg_sequence s
+                      cross join (select max(x.seq) as seq
+                         from (select y.seq from generate_series(0, {}) as l (lane)
+                                cross join lateral (select t.seq from {table} t
+                                 where t.published_at is null and {lane} = l.lane and t.seq is not null
+                                 order by t.seq desc limit 1) y
+                                union all
+                               select max(p.seq) from outbox_relay.parked p where p.outbox = {outbox}) x) w
+                      where s.seqrelid = pg_get_serial_sequence({}, 'seq')::regclass
+                        and has_sequence_privilege(s.seqrelid, 'select, usage')
+                        and w.seq > coalesce(pg_sequence_last_value(s.seqrelid), 0)",
+                    lanes - 1,
+                    literal(&table)
+                ),
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Ok(());
+        };
+        let read =
+            || -> Result<(String, i64), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
+        let (sequence, last) = read()
+            .map_err(|error| Error::statement("compare the sequence with the rows", error))?;
+        self.wrong.push(format!(
+            "the sequence {sequence} of {name} was set back: rows up to number {last} wait, and new \
+             rows would get lower ones and pass them. Run: select setval({}, {last});",
+            literal(&sequence)
+        ));
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use crate::record::Record;
 use crate::route::Waiting;
 use crate::settle::Verdict;
 
+mod barrier;
 mod claiming;
 mod ddl;
 mod dead_letters;
@@ -22,6 +23,7 @@ mod left;
 mod migrate;
 pub mod parked;
 mod parking;
+mod passing;
 mod polling;
 mod session;
 mod sql;
@@ -69,6 +71,8 @@ pub fn hot_statements(
         ("claim_filtered", all.claim.filtered),
         ("count", all.count.plain),
         ("count_filtered", all.count.filtered),
+        ("last", all.last),
+        ("passed_filtered", all.passed),
         ("skipped", all.skipped.plain),
         ("fronts", all.fronts),
         ("held", all.held),

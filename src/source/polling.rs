@@ -31,9 +31,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::barrier::Barrier;
 use super::decode::Place;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
+use super::passing::Passing;
 use super::session::{Session, answer};
 use super::sql::Statements;
 use super::{Batch, Error, Judged, Next, Source};
@@ -54,6 +56,8 @@ pub struct Polling {
     /// The number of lanes that the statements were rendered for.
     pub(super) lanes_count: u16,
     pub(super) statements: Statements,
+    /// Stands between claiming and publishing, where the outbox wants it.
+    barrier: Option<Barrier>,
     pub(super) memory: Mutex<Memory>,
     /// Told when a worker that waits may have something to do.
     pub(super) wake: Notify,
@@ -65,6 +69,8 @@ pub(super) struct Memory {
     pub(super) lanes: Lanes,
     /// Aggregates with a row somebody else has locked, and until when they are passed over.
     pub(super) locked: HashMap<String, Instant>,
+    /// How far claims need not look while topics are paused.
+    pub(super) passing: Passing,
     pub(super) parked_after: Instant,
     /// Whether a sweep of everything found nothing; only heeded when running until empty.
     pub(super) empty: bool,
@@ -79,6 +85,7 @@ pub(super) struct Settings<'a> {
     pub(super) routing: String,
     pub(super) until_empty: bool,
     pub(super) lanes: u16,
+    pub(super) barrier: Option<Barrier>,
     pub(super) relay: &'a crate::config::Relay,
 }
 
@@ -89,6 +96,7 @@ impl Polling {
             routing,
             until_empty,
             lanes,
+            barrier,
             relay,
         } = settings;
         let limits = Limits {
@@ -102,10 +110,12 @@ impl Polling {
         };
         let now = Instant::now();
         let lanes_count = lanes;
+        let passing = Passing::new(lanes, now);
         let lanes = Lanes::new(lanes, limits, now);
         let memory = Memory {
             lanes,
             locked: HashMap::new(),
+            passing,
             parked_after: now,
             empty: false,
             leave: false,
@@ -116,6 +126,7 @@ impl Polling {
             until_empty,
             lanes_count,
             statements,
+            barrier,
             memory: Mutex::new(memory),
             wake: Notify::new(),
         }
@@ -225,6 +236,15 @@ impl PollingSource {
             session: Session::new(database)?,
             claim_bytes_max: relay.claim_bytes_max,
         })
+    }
+
+    /// Claims from the lanes of `offer`; what was claimed is past the flush barrier, if there is one.
+    async fn claim_safely(&mut self, offer: Offer, waiting: &Waiting) -> Result<Claim, Error> {
+        let claim = self.claim(offer, waiting).await?;
+        if let (Claim::Batch(_), Some(barrier)) = (&claim, &self.polling.barrier) {
+            barrier.pass().await?;
+        }
+        Ok(claim)
     }
 
     /// Claims from the lanes of `offer`.
@@ -411,6 +431,10 @@ impl Source for PollingSource {
             if stop.is_cancelled() {
                 return Ok(Next::Stopped);
             }
+            if let Err(error) = self.pass_waiting(waiting).await {
+                self.session.discard();
+                return Err(error);
+            }
             let wake = polling.wake.notified();
             // the end comes first: a turn takes lanes, and who ends would never give them back
             let turn = polling.memory(|memory| {
@@ -425,7 +449,7 @@ impl Source for PollingSource {
             match turn {
                 Turn::Claim(offer) => {
                     let sweep = offer.sweep;
-                    match self.claim(offer, waiting).await {
+                    match self.claim_safely(offer, waiting).await {
                         Ok(Claim::Batch(batch)) => return Ok(Next::Batch(batch)),
                         Ok(Claim::Nothing) if sweep => polling.memory(|memory| {
                             memory.empty = memory.lanes.at_rest();
@@ -503,6 +527,7 @@ mod tests {
             routing: String::new(),
             until_empty: true,
             lanes: table.lanes,
+            barrier: None,
             relay: &relay,
         };
         let database = Database {

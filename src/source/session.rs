@@ -9,7 +9,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlStr};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlSafeStr as _, SqlStr};
 
 use super::error::{Cause, Error};
 use crate::config::Database;
@@ -23,6 +23,7 @@ pub(super) struct Session {
     options: PgConnectOptions,
     connect_timeout: Duration,
     answer_timeout: Duration,
+    keeps_statements: bool,
     connection: Option<PgConnection>,
     in_transaction: bool,
 }
@@ -33,18 +34,11 @@ impl Session {
     /// # Errors
     /// The URL is no Postgres URL. The message does not repeat it.
     pub(super) fn new(database: &Database) -> Result<Self, Error> {
-        let options = database.url.expose().parse::<PgConnectOptions>();
-        let options = options
-            .map_err(|_| Error::Connect(Cause::new("the database URL is not a Postgres URL")))?
-            .application_name("outbox-relay")
-            // poolers refuse start-up parameters they do not know; the transactions set their own
-            .extra_float_digits(None)
-            .statement_cache_capacity(if database.prepared_statements { 100 } else { 0 })
-            .disable_statement_logging();
         Ok(Self {
-            options,
+            options: options(database)?,
             connect_timeout: database.connect_timeout,
             answer_timeout: database.statement_timeout + GRACE,
+            keeps_statements: database.prepared_statements,
             connection: None,
             in_transaction: false,
         })
@@ -59,9 +53,16 @@ impl Session {
         self.connect().await?;
         self.in_transaction = true;
         let doing = "begin a transaction";
-        let limit = self.answer_timeout;
+        // nothing in it waits for a lock, so silence is the network's or the server's
+        let limit = self.connect_timeout.min(self.answer_timeout);
+        let open = match self.keeps_statements {
+            true => open.clone(),
+            // The driver names every statement, also where it is to keep none, and never lets go of
+            // it. Behind a pooler those of other clients would be met: in one transaction all are ours.
+            false => AssertSqlSafe(format!("{} deallocate all;", open.as_str())).into_sql_str(),
+        };
         let connection = self.connection()?;
-        let begun = sqlx::raw_sql(open.clone()).execute(&mut *connection);
+        let begun = sqlx::raw_sql(open).execute(&mut *connection);
         answer(limit, doing, begun).await?;
         self.connection()
     }
@@ -111,6 +112,21 @@ impl Session {
         self.connection = None;
         self.in_transaction = false;
     }
+}
+
+/// How every connection of the relay is made.
+///
+/// # Errors
+/// The URL is no Postgres URL. The message does not repeat it.
+pub(super) fn options(database: &Database) -> Result<PgConnectOptions, Error> {
+    let options = database.url.expose().parse::<PgConnectOptions>();
+    Ok(options
+        .map_err(|_| Error::Connect(Cause::new("the database URL is not a Postgres URL")))?
+        .application_name("outbox-relay")
+        // poolers refuse start-up parameters they do not know; the transactions set their own
+        .extra_float_digits(None)
+        .statement_cache_capacity(if database.prepared_statements { 100 } else { 0 })
+        .disable_statement_logging())
 }
 
 /// The result of a statement for `doing`, if it comes within `limit`.

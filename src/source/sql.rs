@@ -20,6 +20,9 @@ pub(super) struct Statements {
     pub(super) count: Filtered,
     pub(super) skipped: Filtered,
     pub(super) fronts: SqlStr,
+    pub(super) last: SqlStr,
+    pub(super) lockers: SqlStr,
+    pub(super) passed: SqlStr,
     pub(super) held: SqlStr,
     pub(super) finish: SqlStr,
     pub(super) park: SqlStr,
@@ -94,7 +97,8 @@ impl Statements {
             "convert_to(o.payload::text, 'UTF8')"
         };
         let moved = |column: &str| column.replace("t.", "o.");
-        // $3 aggregates, $4 to $6 kinds: aggregate type, event type, own topic
+        // $3 aggregates, $4 to $6 kinds: aggregate type, event type, own topic. Behind those: the last row
+        // of each lane that need not be looked at
         let waits = format!(
             "and coalesce(t.aggregate_id::text, '') <> all ($3::text[])
              and (t.aggregate_type::text, t.event_type::text, coalesce({own_topic}, '')) not in
@@ -185,17 +189,22 @@ impl Statements {
             // Plan: one index scan a lane, no sort. Locks the rows it returns; what a foreign
             // transaction has locked is passed over, which `count` notices.
             claim: filtered(&|waits| {
+                let (places, place, after) = if waits.is_empty() {
+                    ("", "", "")
+                } else {
+                    (", $7::int8[]", ", place", "and t.seq > l.place")
+                };
                 format!(
                     "select x.*,
                             (select exists (select from outbox_relay.parked p
                               where p.outbox = {outbox} and p.state <> 'dead')) as holding
-                       from unnest($1::int4[], $2::int4[]) as l (lane, rows_max)
+                       from unnest($1::int4[], $2::int4[]{places}) as l (lane, rows_max{place})
                       cross join lateral
                             (select l.lane, t.seq, t.tableoid, t.ctid, t.id, t.aggregate_type::text,
                                     t.aggregate_id::text, t.event_type::text, {payload},
                                     {own_headers}, {own_topic}
                                from {rows} t
-                              where {pending} and {lane} = l.lane {waits}
+                              where {pending} and {lane} = l.lane {after} {waits}
                               order by t.seq
                               limit l.rows_max
                                 for update skip locked) x"
@@ -207,24 +216,33 @@ impl Statements {
             // count a row that was committed since; that only makes the relay look closer.
             // Plan: one index scan a lane over the rows just read. No locks.
             count: filtered(&|waits| {
+                let (places, place, after) = if waits.is_empty() {
+                    ("", "", "")
+                } else {
+                    (", $7::int8[]", ", place", "and t.seq > l.place")
+                };
                 format!(
                     "select l.lane, c.rows
-                       from unnest($1::int4[], $2::int8[]) as l (lane, seq_max)
+                       from unnest($1::int4[], $2::int8[]{places}) as l (lane, seq_max{place})
                       cross join lateral
                             (select count(*) as rows
                                from {rows} t
-                              where {pending} and {lane} = l.lane and t.seq <= l.seq_max {waits}) c"
+                              where {pending} and {lane} = l.lane and t.seq <= l.seq_max {after} {waits}) c"
                 )
             }),
 
             // The rows of lane $1 up to seq $2 that are pending and were not claimed: the ones
             // passed over, each with its aggregate. $7 are the claimed.
             skipped: filtered(&|waits| {
-                let claimed = if waits.is_empty() { "$3" } else { "$7" };
+                let (claimed, after) = if waits.is_empty() {
+                    ("$3", "")
+                } else {
+                    ("$7", "and t.seq > ($8::int8[])[1]")
+                };
                 format!(
                     "select t.seq, coalesce(t.aggregate_id::text, '')
                        from {rows} t
-                      where {pending} and {lane} = $1 and t.seq <= $2 {waits}
+                      where {pending} and {lane} = $1 and t.seq <= $2 {after} {waits}
                         and t.seq <> all ({claimed}::int8[])
                       order by t.seq"
                 )
@@ -236,6 +254,40 @@ impl Statements {
             fronts: sql(format!(
                 "{fronts} select f.key from fronts f limit $1",
                 fronts = fronts(&outbox)
+            )),
+
+            // The last pending row of each lane below $1. Plan: one probe a lane.
+            last: sql(format!(
+                "select coalesce((select t.seq from {rows} t where {pending} and {lane} = l.lane
+                                   order by t.seq desc limit 1), ({least})::int8)
+                   from generate_series(0, $1 - 1) as l (lane) order by l.lane",
+                least = i64::MIN
+            )),
+
+            // Whose transactions have written to the table, or are about to, but for this one.
+            lockers: sql(format!(
+                "select distinct k.virtualtransaction from pg_locks k
+                  where k.locktype = 'relation' and k.mode = 'RowExclusiveLock'
+                    and k.relation = {regclass}::regclass
+                    and k.database = (select d.oid from pg_database d where d.datname = current_database())
+                    and k.pid is distinct from pg_backend_pid()",
+                regclass = literal(&rows)
+            )),
+
+            // How far the rows of each lane $1 behind $2 and up to $3 are all of the kinds $4 to $6, as
+            // far as the first $7 rows tell. No locks: a locked row of another kind counts as well.
+            // Plan: one index scan a lane, its rows grouped as they come.
+            passed: sql(format!(
+                "select l.lane, x.place
+                   from unnest($1::int4[], $2::int8[], $3::int8[]) as l (lane, place, bound)
+                  cross join lateral
+                        (select coalesce(min(y.seq) filter (where not y.waits) - 1, max(y.seq), l.place) as place
+                           from (select t.seq, (t.aggregate_type::text, t.event_type::text, coalesce({own_topic}, '')) in
+                                               (select * from unnest($4::text[], $5::text[], $6::text[])) as waits
+                                   from {rows} t
+                                  where {pending} and {lane} = l.lane and t.seq > l.place and t.seq <= l.bound
+                                  order by t.seq
+                                  limit $7) y) x"
             )),
 
             // Which of the aggregates $1 wait behind a parked row.

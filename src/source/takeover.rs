@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row as _};
 
 use super::error::Error;
 use super::inspect::Inspector;
@@ -27,11 +27,11 @@ impl Inspector {
         let limit = self.session.answer_timeout();
         let name = self.outbox.table.to_string();
         let connection = self.session.connect().await?;
-        let adopted = "select adopted_at is not null from outbox_relay.outbox where name = $1";
-        let adopted = sqlx::query_scalar::<_, bool>(adopted)
-            .bind(&name)
-            .fetch_one(&mut *connection);
-        if answer(limit, "read the outbox's entry", adopted).await? {
+        let adopted = format!(
+            "select adopted_at is not null from outbox_relay.outbox where name = {}",
+            literal(&name)
+        );
+        if ask(connection, limit, "read the outbox's entry", adopted).await? == Some(true) {
             return Ok(None);
         }
         let rows = literal(&quote_table(&self.outbox.table));
@@ -46,10 +46,8 @@ impl Inspector {
             "select exists (select from {} where published_at is not null)",
             quote_table(&self.outbox.table)
         );
-        let marked =
-            sqlx::query_scalar::<_, bool>(AssertSqlSafe(marked)).fetch_one(&mut *connection);
-        let marked = answer(limit, "look for marked rows", marked).await?;
-        if before > 0 || marked {
+        let marked = ask(connection, limit, "look for marked rows", marked).await?;
+        if before > 0 || marked == Some(true) {
             for _ in 0..OTHER_WORKER_LOOKS {
                 tokio::time::sleep(OTHER_WORKER_PAUSE).await;
                 if changes_so_far(connection, limit, &changes).await? != before {
@@ -81,8 +79,28 @@ async fn changes_so_far(
     limit: Duration,
     sql: &str,
 ) -> Result<i64, Error> {
-    let changes = sqlx::query_scalar::<_, Option<i64>>(AssertSqlSafe(sql)).fetch_one(connection);
-    Ok(answer(limit, "read the table's statistics", changes)
-        .await?
-        .unwrap_or(0))
+    let changes = ask(
+        connection,
+        limit,
+        "read the table's statistics",
+        sql.to_owned(),
+    );
+    Ok(changes.await?.unwrap_or(0))
+}
+
+/// The one value that a query returns, by a simple query: a pooler may give each message of a
+/// prepared one to another server process.
+async fn ask<T>(
+    connection: &mut PgConnection,
+    limit: Duration,
+    doing: &'static str,
+    sql: String,
+) -> Result<Option<T>, Error>
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection);
+    let row = answer(limit, doing, row).await?;
+    row.try_get(0)
+        .map_err(|error| Error::statement(doing, error))
 }

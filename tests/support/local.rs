@@ -36,7 +36,7 @@ const NODE_HEAP: &str = "-Xms64m -Xmx256m";
 /// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
 const SLF4J_VERSION: &str = "1.7.36";
 /// Nobody, for servers that refuse to run as root.
-const NOBODY: u32 = 65534;
+pub(crate) const NOBODY: u32 = 65534;
 
 /// A broker and its controller in one process.
 pub(crate) fn kafka_settings(
@@ -98,13 +98,7 @@ pub(crate) async fn launch(
         Kind::Postgres => postgres(&home, port).await?,
         Kind::Kafka => kafka(&home, port, inner).await?,
     };
-    let process = Process {
-        port,
-        kind,
-        home,
-        command: Mutex::new(command),
-        child: Mutex::new(None),
-    };
+    let process = Process::new(kind, port, home, command);
     process.start();
     Ok((process, what))
 }
@@ -302,7 +296,7 @@ fn cache() -> PathBuf {
 }
 
 /// Runs a program to its end; what it printed is the error if it failed.
-async fn run(command: &mut Command) -> Result<(), String> {
+pub(crate) async fn run(command: &mut Command) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let child = command
         .stdin(Stdio::null())
@@ -335,6 +329,17 @@ pub(crate) fn end_of(log: &str) -> String {
 }
 
 impl Process {
+    /// A server that `command` will start; its log is kept in `home`.
+    pub(crate) fn new(kind: Kind, port: u16, home: PathBuf, command: Command) -> Self {
+        Self {
+            port,
+            kind,
+            home,
+            command: Mutex::new(command),
+            child: Mutex::new(None),
+        }
+    }
+
     pub(crate) fn start(&self) {
         let log = File::options()
             .create(true)

@@ -15,18 +15,22 @@ use tokio::time::{Instant, sleep};
 
 pub(crate) mod checker;
 pub(crate) mod cluster;
+pub(crate) mod debian;
 mod docker;
 pub(crate) mod guarded;
-mod janitor;
+pub(crate) mod janitor;
 pub(crate) mod kafka;
 mod local;
 pub(crate) mod outbox;
+pub(crate) mod pgbouncer;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod servers;
+
 pub(crate) mod writers;
 
 use checker::Report;
+use debian::Stage;
 use janitor::{PREFIX, RUN_ID};
 use kafka::Kafka;
 use outbox::Outbox;
@@ -72,6 +76,8 @@ pub(crate) struct World {
     pub(crate) kafka: Kafka,
     directory: PathBuf,
     admin_url: String,
+    /// Unless its server goes anyway.
+    drops_database: bool,
     own_postgres: Option<Server>,
     own_kafka: Option<Server>,
     logs: Mutex<Vec<Arc<Log>>>,
@@ -86,10 +92,43 @@ pub(crate) fn run(test: impl AsyncFnOnce(&World)) {
 /// Runs a test, some of its servers its own. Without servers it is skipped, loudly, and fails
 /// under `OUTBOX_TEST_REQUIRE=1`. What it made is removed, also when it fails.
 pub(crate) fn run_with(own: Own, test: impl AsyncFnOnce(&World)) {
-    let world = match RUNTIME.block_on(Box::pin(World::new(own))) {
-        Ok(world) => world,
+    match RUNTIME.block_on(Box::pin(World::new(own))) {
+        Ok(world) => play(world, test),
+        Err(why) => skip(&why),
+    }
+}
+
+/// As [`run_with`], on database servers that the test sets up by itself.
+pub(crate) fn run_on(
+    stage: impl Future<Output = Result<Stage, String>>,
+    test: impl AsyncFnOnce(&World, &Stage),
+) {
+    let stage = match RUNTIME.block_on(stage) {
+        Ok(stage) => stage,
         Err(why) => return skip(&why),
     };
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        let world = RUNTIME.block_on(Box::pin(World::on(&stage.url())));
+        match world {
+            Ok(world) => play(world, async |world| test(world, &stage).await),
+            Err(why) => skip(&why),
+        }
+    }));
+    RUNTIME.block_on(stage.remove());
+    played.unwrap_or_else(|panic| resume_unwind(panic));
+}
+
+/// Says that a test has no servers; where there must be some, that fails it.
+pub(crate) fn skip(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert!(
+        given("OUTBOX_TEST_REQUIRE").is_none_or(|it| it == "0"),
+        "{why}"
+    );
+    say(&format!("SKIPPED: {name}: {why}"));
+}
+
+fn play(world: World, test: impl AsyncFnOnce(&World)) {
     // A container that is dropped wants a runtime, in a panic above all.
     let _runtime = RUNTIME.enter();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -107,24 +146,8 @@ pub(crate) fn run_with(own: Own, test: impl AsyncFnOnce(&World)) {
     }
 }
 
-/// Says that the test which asks cannot be run, and fails it where that is not allowed.
-pub(crate) fn skip(why: &str) {
-    let name = std::thread::current().name().unwrap_or("a test").to_owned();
-    assert!(
-        given("OUTBOX_TEST_REQUIRE").is_none_or(|it| it == "0"),
-        "{why}"
-    );
-    say(&format!("SKIPPED: {name}: {why}"));
-}
-
 impl World {
     async fn new(own: Own) -> Result<Self, String> {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        let prefix = format!(
-            "{PREFIX}{}-{}",
-            *RUN_ID,
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
         let own_postgres = match own.postgres {
             true => Some(servers::own(Kind::Postgres).await?),
             false => None,
@@ -137,6 +160,27 @@ impl World {
             Some(server) => server.address(),
             None => servers::shared().await?.database_url.clone(),
         };
+        Self::made(admin_url, own_postgres, own_kafka).await
+    }
+
+    /// In the database server at `url`, which somebody else removes.
+    async fn on(url: &str) -> Result<Self, String> {
+        let mut world = Self::made(url.to_owned(), None, None).await?;
+        world.drops_database = false;
+        Ok(world)
+    }
+
+    async fn made(
+        admin_url: String,
+        own_postgres: Option<Server>,
+        own_kafka: Option<Server>,
+    ) -> Result<Self, String> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let prefix = format!(
+            "{PREFIX}{}-{}",
+            *RUN_ID,
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let brokers = match &own_kafka {
             Some(server) => server.address(),
             None => servers::shared().await?.brokers.clone(),
@@ -159,6 +203,7 @@ impl World {
             kafka: Kafka { brokers },
             directory,
             admin_url,
+            drops_database: true,
             own_postgres,
             own_kafka,
             logs: Mutex::default(),
@@ -188,6 +233,11 @@ impl World {
         self.own_kafka
             .as_ref()
             .expect("the test asked for a Kafka of its own")
+    }
+
+    /// A file of this test's own.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 
     /// The name of this test's database.
@@ -303,6 +353,7 @@ impl World {
         self.pool.close().await;
         match self.own_postgres {
             Some(server) => server.remove().await,
+            None if !self.drops_database => {}
             None => {
                 let drop = format!("drop database if exists \"{}\" with (force)", self.database);
                 admin(&self.admin_url, &drop).await;

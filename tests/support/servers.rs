@@ -83,7 +83,8 @@ pub(crate) async fn own(kind: Kind) -> Result<Server, String> {
     launch(kind).await.map(|(server, _)| server)
 }
 
-async fn janitor() {
+/// Sees to it that nothing of this run outlives it.
+pub(crate) async fn janitor() {
     static STARTED: OnceCell<()> = OnceCell::const_new();
     STARTED.get_or_init(janitor::start).await;
 }
@@ -220,6 +221,26 @@ pub(crate) fn free_port() -> u16 {
 }
 
 impl Server {
+    /// Starts a process that a test has set up by itself, and waits until it answers.
+    pub(crate) async fn started(process: local::Process) -> Result<Self, String> {
+        process.start();
+        let server = Self {
+            kind: Kind::Postgres,
+            port: process.port,
+            host: Host::Process(Box::new(process)),
+        };
+        server.wait_ready().await?;
+        Ok(server)
+    }
+
+    /// Whether its process has not ended.
+    pub(crate) async fn is_running(&self) -> bool {
+        match &self.host {
+            Host::Container(container) => container.is_running().await,
+            Host::Process(process) => process.is_running(),
+        }
+    }
+
     /// A database URL, or a list of brokers.
     pub(crate) fn address(&self) -> String {
         match self.kind {
@@ -293,10 +314,7 @@ impl Server {
                 Kind::Kafka => kafka_answers(&self.address()).await,
             };
             let Err(why) = answers else { return Ok(()) };
-            let running = match &self.host {
-                Host::Container(container) => container.is_running().await,
-                Host::Process(process) => process.is_running(),
-            };
+            let running = self.is_running().await;
             if !running || began.elapsed() > LIMIT {
                 let log = match &self.host {
                     Host::Container(container) => container.log().await,

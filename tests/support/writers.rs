@@ -98,6 +98,15 @@ impl Ledger {
         self.events.push(event);
     }
 
+    /// The ledger as it is after a database forgot commits that it had confirmed: only the journal
+    /// knows.
+    pub(crate) fn doubted(mut self) -> Self {
+        for event in &mut self.events {
+            event.fate = Fate::Unknown;
+        }
+        self
+    }
+
     /// The events, the fate of each known: where the reply to a commit was lost, the journal that
     /// was written in the same transaction tells.
     pub(crate) async fn resolved(&self, pool: &Pool<Postgres>) -> Vec<Written> {
@@ -400,8 +409,12 @@ fn refused(error: &sqlx::Error) -> bool {
 /// Whether a service would try again: a conflict, or Postgres is away.
 fn passes(error: &sqlx::Error) -> bool {
     match error.as_database_error().and_then(|error| error.code()) {
-        // serialization_failure, deadlock_detected, and the server is going or coming
-        Some(code) => ["40001", "40P01"].contains(&&*code) || code.starts_with("57P"),
+        // serialization_failure, deadlock_detected, lock_not_available, too_many_connections,
+        // query_canceled, read_only_sql_transaction, and the server is going or coming
+        Some(code) => {
+            ["40001", "40P01", "55P03", "53300", "57014", "25006"].contains(&&*code)
+                || code.starts_with("57P")
+        }
         None => matches!(
             error,
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_)

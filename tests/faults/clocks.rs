@@ -1,0 +1,78 @@
+//! Row 20: the relay's own clock is wrong. Nothing it decides about rows may depend on it.
+
+use super::postgres_scene::{LONG, ROWS_MAX, Scene, TROUBLE, WORKERS};
+use crate::support::outbox::Outbox;
+use crate::support::{self, eventually};
+use std::path::{Path, PathBuf};
+
+/// Debian's libfaketime, wherever this machine's architecture has it.
+fn fake_time() -> Result<PathBuf, String> {
+    let libraries = std::fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let found = libraries.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    found
+        .into_iter()
+        .find(|path| path.exists())
+        .ok_or_else(|| "no libfaketime: the package `libfaketime` has it".to_owned())
+}
+
+#[test]
+fn a_relay_whose_clock_is_off_by_an_hour_keeps_every_promise() {
+    let library = match fake_time() {
+        Ok(library) => library,
+        Err(why) => return support::skip(&why),
+    };
+    support::run(async |world| {
+        let offset = world.file("clock");
+        set(&offset, "+0");
+        let mut outbox = Outbox::classic();
+        // marked rows would be gone soon if their age were told by the relay's clock
+        outbox.config = "retention = \"20min\"".to_owned();
+        let scene = Scene::of(world, outbox, 200.0, |setup| {
+            setup
+                .env("LD_PRELOAD", &library.to_string_lossy())
+                .env("FAKETIME_TIMESTAMP_FILE", &offset.to_string_lossy())
+                .env("FAKETIME_NO_CACHE", "1")
+                // the clock that only goes forward is not what an operator can set wrong
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        })
+        .await;
+        let hour = |line: &String| {
+            line.split('T')
+                .nth(1)
+                .map(|time| time.chars().take(2).collect::<String>())
+        };
+        let before = scene.relay.wait_line("serving the outbox", LONG).await;
+        for clock in ["+55m", "-1h", "+30m", "-1h"] {
+            set(&offset, clock);
+            scene.flows().await;
+        }
+        // something to say, with the time it is there
+        world
+            .execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                  where datname = current_database() and application_name = 'outbox-relay'",
+            )
+            .await;
+        let said = scene.relay.wait_line(TROUBLE, LONG).await;
+        assert_ne!(
+            hour(&said),
+            hour(&before),
+            "the relay's clock was set: {said}"
+        );
+        set(&offset, "+0");
+        scene.flows().await;
+        let kept = scene.published().await;
+        eventually(LONG, "more are kept", async || {
+            scene.published().await > kept
+        })
+        .await;
+        scene.end(WORKERS * ROWS_MAX).await;
+    });
+}
+
+fn set(file: &Path, offset: &str) {
+    std::fs::write(file, offset).expect("the clock can be set");
+}
