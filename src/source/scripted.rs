@@ -217,8 +217,9 @@ impl State {
 
     fn pending<'a>(&'a self, waiting: &'a Waiting) -> impl Iterator<Item = &'a Event> {
         let pending = |(event, place): &'a (Event, Place)| {
-            let is = *place == Place::Pending && !waiting.kinds.contains(&Kind::of(event));
-            is.then_some(event)
+            let waits =
+                waiting.kinds.contains(&Kind::of(event)) || waiting.keys.contains(event.key());
+            (*place == Place::Pending && !waits).then_some(event)
         };
         self.rows.values().filter_map(pending)
     }

@@ -2,6 +2,7 @@
 //! then against what the writers wrote. docs/faults.md says which fault has which test.
 
 mod brokers;
+mod hostile;
 mod kafka_scene;
 mod links_kafka;
 mod logs_kafka;
