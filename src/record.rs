@@ -177,6 +177,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 mod tests {
     use super::*;
     use crate::event::Event;
+    use proptest::prelude::*;
     use uuid::Uuid;
 
     fn event() -> Event {
@@ -262,5 +263,75 @@ mod tests {
             Record::encode(&event, "t".into()).unwrap_err().class,
             "no_aggregate_id"
         );
+    }
+
+    /// A header as a writer means it, and the JSON text that says so.
+    fn member() -> impl Strategy<Value = (String, Option<String>, String)> {
+        let name = prop_oneof![
+            4 => any::<String>(),
+            1 => Just(String::new()),
+            1 => Just(EVENT_ID.to_owned()),
+            1 => Just(EVENT_TYPE.to_owned()),
+        ];
+        let quoted = |text: &String| serde_json::to_string(text).unwrap();
+        let value = prop_oneof![
+            any::<String>().prop_map(move |text| (Some(text.clone()), quoted(&text))),
+            Just((None, "null".to_owned())),
+            "(true|false|-?[1-9][0-9]{0,400}|0\\.[0-9]{1,9}e[0-9]{3}|\\[ *\\]|\\{\"a\": \\[1\\]\\})"
+                .prop_map(|raw| (Some(raw.clone()), raw)),
+        ];
+        (name, value).prop_map(|(name, (value, json))| (name, value, json))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_as_headers_is_carried_or_refused(
+            json in prop_oneof![any::<String>(), "[\\[\\]{}:,\"\\\\a0 nullue_-]{0,60}"]
+        ) {
+            let mut event = event();
+            event.headers = Some(json);
+            match Record::encode(&event, "t".into()) {
+                Err(reason) => prop_assert_eq!(reason.class, "bad_header"),
+                Ok(record) => {
+                    let own = || record.headers.iter().skip(2);
+                    prop_assert!(own().all(|h| !h.name.is_empty() && !h.name.contains('\0')));
+                    prop_assert!(own().all(|h| h.name != EVENT_ID && h.name != EVENT_TYPE));
+                }
+            }
+        }
+
+        #[test]
+        fn an_encoded_record_holds_what_went_in(
+            members in proptest::collection::vec(member(), 0..8),
+            key in any::<String>(),
+            event_type in any::<String>(),
+            payload in any::<Option<Vec<u8>>>(),
+        ) {
+            let quote = |name: &str| serde_json::to_string(name).unwrap();
+            let pairs: Vec<String> =
+                members.iter().map(|(name, _, json)| format!("{}: {json}", quote(name))).collect();
+            let event = Event {
+                aggregate_id: Some(key.clone()),
+                event_type: event_type.clone(),
+                payload: payload.clone(),
+                headers: Some(format!(" {{{}}} ", pairs.join(" ,\n"))),
+                ..event()
+            };
+            let bad = |name: &str| name.is_empty() || name.contains('\0') || name == EVENT_ID || name == EVENT_TYPE;
+            let refused = members.iter().any(|(name, ..)| bad(name));
+            let encoded = Record::encode(&event, "t".into());
+            prop_assert_eq!(encoded.is_err(), refused);
+            if let Ok(record) = encoded {
+                prop_assert_eq!(&*record.key, key.as_bytes());
+                prop_assert_eq!(record.value.as_deref(), payload.as_deref());
+                let mut wanted = vec![
+                    (EVENT_ID.to_owned(), Some(event.id.to_string())),
+                    (EVENT_TYPE.to_owned(), Some(event_type)),
+                ];
+                wanted.extend(members.into_iter().map(|(name, value, _)| (name, value)));
+                prop_assert_eq!(text(&record), wanted);
+                prop_assert_eq!(&record.by_ref(), &record);
+            }
+        }
     }
 }

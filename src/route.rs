@@ -240,6 +240,7 @@ impl fmt::Display for Template {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use uuid::Uuid;
 
     fn event(aggregate_type: &str, event_type: &str, topic: Option<&str>) -> Event {
@@ -318,6 +319,34 @@ mod tests {
         for (template, why) in cases {
             let error = Template::parse(template).unwrap_err();
             assert!(error.contains(why), "{template:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_as_a_template_or_a_topic_only_legal_topics_come_out(
+            template in prop_oneof![
+                any::<String>(),
+                "[a${}:.é]{0,12}",
+                "(\\$\\{(aggregate|event)_type(:lower|:upper)?\\}|[a-z.-]){1,4}",
+            ],
+            aggregate_type in prop_oneof![any::<String>(), "[a-zA-Z.İK]{0,260}"],
+            event_type in any::<String>(),
+            own in proptest::option::of(prop_oneof![any::<String>(), "[a-z._-]{0,260}"]),
+        ) {
+            let Ok(template) = Template::parse(&template) else {
+                return Ok(());
+            };
+            let event = event(&aggregate_type, &event_type, own.as_deref());
+            match Router::new(template).topic(&event) {
+                Err(reason) => prop_assert_eq!(reason.class, "illegal_topic"),
+                Ok(topic) => {
+                    let known = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+                    prop_assert!(topic.chars().all(|c| known.contains(c)), "{}", topic);
+                    prop_assert!((1..=249).contains(&topic.len()) && topic != "." && topic != "..");
+                    prop_assert!(own.is_none_or(|own| own == topic));
+                }
+            }
         }
     }
 }

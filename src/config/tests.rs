@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::written::{Origin, Value, Written};
 use super::*;
 use crate::settle::Policy;
@@ -779,5 +781,73 @@ fn the_reference_has_every_key() {
     for spec in keys::ALL {
         assert!(reference().contains(&format!("### `{}`", spec.path())));
         assert!(starter().contains(&format!("\n# {} = ", spec.name)) || spec.starter);
+    }
+}
+
+/// A line of a config: a good one, one that is nearly good, or anything.
+fn line() -> impl Strategy<Value = String> {
+    let good = prop_oneof![
+        Just(SMALL.to_owned()),
+        Just("[[outbox]]\ntable = \"b\"".to_owned())
+    ];
+    let names: Vec<&str> = keys::ALL.iter().map(|spec| spec.name).collect();
+    let name = prop_oneof![
+        4 => proptest::sample::select(names),
+        1 => Just("tables"),
+        1 => Just("sasl.password"),
+        1 => Just("plugin.library.paths"),
+    ];
+    let value = prop_oneof![
+        Just("\"canary-4711\"".to_owned()),
+        Just("\"postgres://u:canary-4711@h/db?x=%zz\"".to_owned()),
+        Just("-9223372036854775809".to_owned()),
+        "(0|-1|16|3000000000|true|1\\.5|inf|nan|1979-05-27|\\[1\\]|\\{a = 1\\})",
+        "\"[a-z0-9 .:/${}_-]{0,20}\"",
+        "'[^'\r\n]{0,20}'",
+    ];
+    let section = prop_oneof![
+        Just("[database]"),
+        Just("[kafka]"),
+        Just("[kafka.properties]"),
+        Just("[[outbox]]"),
+        Just("[outbox]"),
+        Just("[relay]"),
+        Just("[log]"),
+        Just("[logs]"),
+    ];
+    prop_oneof![
+        2 => good,
+        2 => section.prop_map(str::to_owned),
+        4 => (name, value).prop_map(|(name, value)| format!("{name} = {value}")),
+        1 => "[a-z\\[\\]\"'=#. \\\\{}]{0,30}",
+        1 => any::<String>(),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn whatever_stands_in_the_file_every_refusal_names_a_key_or_a_place(
+        lines in proptest::collection::vec(line(), 0..8)
+    ) {
+        let settings = settings(&lines.join("\n"), &[]);
+        for purpose in [Purpose::Run, Purpose::Migrate, Purpose::Print, Purpose::Show] {
+            let Err(refusal) = settings.config(purpose) else {
+                continue;
+            };
+            let refusal = refusal.to_string();
+            prop_assert!(!refusal.contains(CANARY), "{}", refusal);
+            prop_assert!(!refusal.is_empty());
+            for line in refusal.lines() {
+                let placed = line.strip_prefix("relay.toml:").is_some_and(|rest| {
+                    rest.split_once(": ").is_some_and(|(at, _)| at.parse::<usize>().is_ok())
+                });
+                let names = |name: &str| line.contains(&format!("`{name}`"));
+                let keyed = keys::ALL.iter().any(|spec| names(&spec.path()) || names(spec.name));
+                let sectioned = line.contains("[[outbox]]");
+                prop_assert!(placed || keyed || sectioned, "{:?} in\n{}", line, refusal);
+            }
+        }
     }
 }

@@ -76,6 +76,8 @@ impl Lane {
         let mut paused = Paused::default();
         loop {
             tokio::select! {
+                // a stop that has come counts, whatever else is there
+                biased;
                 () = stop.cancelled() => return Ok(End::Stopped),
                 () = sink.ready() => {}
                 () = lasting(self.patience) => return Ok(End::SinkAway),

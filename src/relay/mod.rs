@@ -6,6 +6,9 @@ mod lane;
 mod outbox;
 mod status;
 
+#[cfg(test)]
+mod simulated;
+
 use std::sync::Arc;
 
 use tokio::task::JoinSet;

@@ -2,13 +2,16 @@
 //! write a record and lose the word of it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::{Attempt, Sink};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
 use crate::record::{EVENT_ID, Header, Record};
 
 /// What happens to a record.
@@ -22,7 +25,11 @@ pub enum Reply {
     Refuse(Outcome),
     /// It is not written, and the publish waits for its deadline.
     Hang,
+    /// It is refused for what it is, as a broker does: a suspect among others, rejected alone.
+    Poison(Reason),
 }
+
+type Pace = Box<dyn FnMut() -> Duration + Send>;
 
 /// A sink and the hold a test has on it: clones share everything.
 #[derive(Debug, Clone, Default)]
@@ -36,13 +43,23 @@ struct Shared {
     up: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     events: HashMap<String, VecDeque<Reply>>,
     topics: HashMap<String, Reply>,
     written: Vec<Record<'static>>,
     down: bool,
     publishes: usize,
+    pace: Option<Pace>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("written", &self.written.len())
+            .field("down", &self.down)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ScriptedSink {
@@ -67,6 +84,24 @@ impl ScriptedSink {
     /// [`Outcome::Paused`] pauses the topic.
     pub fn on_topic(&self, topic: &str, reply: Reply) {
         self.state().topics.insert(topic.to_owned(), reply);
+    }
+
+    /// How long the sink takes before each record, asked anew each time. The deadline of a publish
+    /// may come in between.
+    pub fn set_pace(&self, pace: impl FnMut() -> Duration + Send + 'static) {
+        self.state().pace = Some(Box::new(pace));
+    }
+
+    /// Nothing that was told before counts any more: everything is delivered, at once, but for what
+    /// is poison.
+    pub fn heal(&self) {
+        let mut state = self.state();
+        let poison = |replies: &VecDeque<Reply>| matches!(replies.front(), Some(Reply::Poison(_)));
+        state.events.retain(|_, replies| poison(replies));
+        state.topics.clear();
+        state.pace = None;
+        drop(state);
+        self.set_down(false);
     }
 
     /// While it is down, [`Sink::ready`] waits.
@@ -103,7 +138,7 @@ impl ScriptedSink {
     }
 
     /// One attempt: its outcome, or `None` to hang.
-    fn attempt(&self, record: &Record<'_>) -> Option<Outcome> {
+    fn attempt(&self, record: &Record<'_>, alone: bool) -> Option<Outcome> {
         let mut state = self.state();
         let scripted = state
             .events
@@ -121,6 +156,8 @@ impl ScriptedSink {
             }),
             Reply::LoseTheWord => Some(Outcome::Unfinished),
             Reply::Refuse(outcome) => Some(outcome),
+            Reply::Poison(_) if !alone => Some(Outcome::Suspect),
+            Reply::Poison(reason) => Some(Outcome::Rejected(reason)),
             Reply::Hang => None,
         }
     }
@@ -150,8 +187,8 @@ impl Sink for ScriptedSink {
         self.paused().contains(topic)
     }
 
-    /// As Kafka's sink does, it tries no more of a key after one of it was not delivered; a paused
-    /// topic holds only itself.
+    /// As Kafka's sink does, it tries no more of a key after one of it was not delivered, and no more
+    /// of a topic that was paused meanwhile; that holds nothing else.
     async fn publish(
         &mut self,
         attempts: &[Attempt<'_>],
@@ -159,19 +196,35 @@ impl Sink for ScriptedSink {
     ) -> Vec<Outcome> {
         self.state().publishes += 1;
         let mut stopped: HashSet<&[u8]> = HashSet::new();
-        let mut hangs = false;
+        let mut paused: HashSet<&str> = HashSet::new();
+        let (mut hangs, mut given_up) = (false, false);
+        let mut give_up = pin!(give_up);
         let mut outcomes = Vec::with_capacity(attempts.len());
         for attempt in attempts {
             let record = attempt.record;
-            if hangs || stopped.contains(&*record.key) {
+            let pause = self.state().pace.as_mut().map(|pace| pace());
+            if let Some(pause) = pause.filter(|_| !hangs && !given_up) {
+                tokio::select! {
+                    biased;
+                    () = &mut give_up => given_up = true,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+            if hangs || given_up || stopped.contains(&*record.key) {
                 outcomes.push(Outcome::Unfinished);
                 continue;
             }
-            let outcome = self.attempt(record);
+            if paused.contains(&*record.topic) {
+                outcomes.push(Outcome::Paused);
+                continue;
+            }
+            let outcome = self.attempt(record, attempt.alone);
             hangs = outcome.is_none();
             let outcome = outcome.unwrap_or(Outcome::Unfinished);
-            if !matches!(outcome, Outcome::Delivered { .. } | Outcome::Paused) {
-                stopped.insert(&record.key);
+            match outcome {
+                Outcome::Delivered { .. } => {}
+                Outcome::Paused => _ = paused.insert(&record.topic),
+                _ => _ = stopped.insert(&record.key),
             }
             outcomes.push(outcome);
         }

@@ -172,6 +172,7 @@ pub(super) fn headers_from_json(json: &str) -> Result<Vec<Header<'static>>, serd
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn parked_headers_come_back_as_they_were() {
@@ -194,5 +195,31 @@ mod tests {
             headers_from_json(&headers_to_json(&headers)).unwrap(),
             headers
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_parked_headers_come_back_as_they_were(
+            pairs in any::<Vec<(String, Option<String>)>>()
+        ) {
+            let header = |(name, value): (String, Option<String>)| Header {
+                name: name.into(),
+                value: value.map(|value| value.into_bytes().into()),
+            };
+            let headers: Vec<Header<'static>> = pairs.into_iter().map(header).collect();
+            let json = headers_to_json(&headers);
+            // a column of text takes no NUL
+            prop_assert!(!json.contains('\0'));
+            prop_assert_eq!(headers_from_json(&json).unwrap(), headers);
+        }
+
+        #[test]
+        fn parked_headers_that_somebody_changed_are_read_or_refused(
+            json in prop_oneof![any::<String>(), "[\\[\\],\"\\\\anul0 ]{0,40}"]
+        ) {
+            if let Ok(headers) = headers_from_json(&json) {
+                prop_assert_eq!(headers_from_json(&headers_to_json(&headers)).unwrap(), headers);
+            }
+        }
     }
 }

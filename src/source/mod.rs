@@ -31,6 +31,10 @@ mod takeover;
 mod upkeep;
 mod wakeup;
 
+#[cfg(any(test, feature = "failpoints"))]
+#[doc(hidden)]
+pub mod scripted;
+
 pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
 pub use inspect::{Inspection, Inspector};

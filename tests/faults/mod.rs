@@ -6,6 +6,7 @@ mod brokers;
 mod clocks;
 mod connections;
 mod flush;
+mod hostile;
 mod kafka_scene;
 mod links_kafka;
 mod logs_kafka;

@@ -321,6 +321,11 @@ impl World {
         self.logs.lock().unwrap().clone()
     }
 
+    /// Every line that a relay of this test has logged.
+    pub(crate) fn log_lines(&self) -> Vec<String> {
+        self.logs().iter().flat_map(|log| log.lines()).collect()
+    }
+
     fn assert_no_unexpected_error(&self) {
         // Copies: a lock that is held while an assertion fails is of no more use.
         let expected = self.expected_errors.lock().unwrap().clone();
