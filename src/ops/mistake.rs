@@ -19,7 +19,7 @@ pub(crate) enum Mistake {
     SettleByRange,
     /// A report without an offset counts.
     BelieveNoOffset,
-    /// Five requests are on the way at once.
+    /// Five requests are on the way at once, and a partition's first record is not waited for.
     FiveInFlight,
     /// A producer is purged while it is being filled, and filled on.
     PurgeOpen,

@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
+use super::opened::Opened;
 use super::outcome::{self, Fault, TopicFault};
 use super::polled::PolledProducer;
 use super::settings::Sizes;
@@ -69,6 +70,8 @@ pub(super) type Answer = Result<Read, TopicFault>;
 pub(super) struct Generation {
     producer: PolledProducer<Reports>,
     sizes: Sizes,
+    /// The partitions that know this producer.
+    pub(super) opened: Opened,
 }
 
 impl Generation {
@@ -76,7 +79,11 @@ impl Generation {
     pub(super) async fn make(settings: ClientConfig, sizes: Sizes) -> Result<Self, KafkaError> {
         let made = blocking(move || PolledProducer::make(&settings, Reports::default())).await;
         let producer = made.unwrap_or(Err(KafkaError::Canceled))?;
-        Ok(Self { producer, sizes })
+        Ok(Self {
+            producer,
+            sizes,
+            opened: Opened::default(),
+        })
     }
 
     pub(super) fn sizes(&self) -> Sizes {

@@ -91,7 +91,7 @@ async fn an_unknown_topic_pauses_and_others_flow() {
 #[tokio::test]
 async fn a_refusal_suspects_a_batch_and_rejects_a_record_alone() {
     let (mock, mut sink) = cluster(&["t"]);
-    let warm = [record("t", "warm")];
+    let warm = [record("t", "a")];
     assert!(
         publish(&mut sink, &together(&warm))
             .await
@@ -131,7 +131,7 @@ async fn a_refusal_suspects_a_batch_and_rejects_a_record_alone() {
 #[tokio::test]
 async fn after_a_record_alone_was_refused_other_keys_go_on_in_the_same_publish() {
     let (mock, mut sink) = cluster(&["t"]);
-    let warm = [record("t", "warm")];
+    let warm = [record("t", "a")];
     assert!(
         publish(&mut sink, &together(&warm))
             .await

@@ -21,6 +21,8 @@ pub use producer::KafkaSink;
 
 mod generation;
 
+mod opened;
+
 mod round;
 
 mod outcome;

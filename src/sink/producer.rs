@@ -10,6 +10,8 @@
 //!   follows a withdrawn record is withdrawn with it.
 //! - Records of a key are enqueued in order, and none after one of that key was rejected, suspected
 //!   or left unfinished in the same publish; none of a topic after a fault of that topic.
+//! - The first record for a partition goes alone: a broker that does not know the producer would let
+//!   in what follows a refused one (see `opened`).
 //! - An acknowledgement counts only with a real offset (see `outcome`). Silence is unfinished.
 //! - A producer that reported any failure takes no further record. Its successor starts with a
 //!   producer id of its own; whatever the old one still has on the wire can only repeat what the
@@ -40,6 +42,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, error};
 
 use super::generation::{Generation, Refused, Report, ask_limits};
+use super::opened::Split;
 use super::outcome::{self, Fault};
 use super::round::Round;
 use super::settings;
@@ -285,7 +288,8 @@ impl KafkaSink {
     }
 
     /// Sends the attempts of `group` that nothing holds back, waits for their reports, for
-    /// `patience` at most if that is given, and enters the outcomes.
+    /// `patience` at most if that is given, and enters the outcomes. Partitions that do not know the
+    /// producer yet take one record before the others (see `opened`).
     async fn send_group<F: Future<Output = ()>>(
         &mut self,
         round: &mut Round<'_>,
@@ -293,23 +297,56 @@ impl KafkaSink {
         patience: Option<Duration>,
         give_up: &mut GiveUp<'_, F>,
     ) {
-        let group: Vec<usize> = group.iter().copied().filter(|&i| round.may_go(i)).collect();
-        if group.is_empty() || give_up.over() {
-            return;
-        }
-        let Some(generation) = give_up.unless(self.generation()).await else {
-            return;
-        };
-        let generation = match generation {
-            Ok(generation) => generation,
-            Err(why) => {
-                round.trouble = Some(why);
+        let mut left = group.to_vec();
+        loop {
+            left.retain(|&i| round.may_go(i));
+            if left.is_empty() || give_up.over() {
                 return;
             }
-        };
+            let Some(generation) = give_up.unless(self.generation()).await else {
+                return;
+            };
+            let mut generation = match generation {
+                Ok(generation) => generation,
+                Err(why) => {
+                    round.trouble = Some(why);
+                    return;
+                }
+            };
+            let attempts = round.attempts;
+            let records = self.topics.sendable(attempts, &left);
+            let split = generation.opened.split(records.into_iter(), Instant::now());
+            let wave = match makes(Mistake::FiveInFlight) {
+                true => Split {
+                    now: std::mem::take(&mut left),
+                    ..Split::default()
+                },
+                false => split,
+            };
+            if !self
+                .send_wave(round, generation, &wave, patience, give_up)
+                .await
+            {
+                return;
+            }
+            left = wave.later;
+        }
+    }
+
+    /// Sends what is to go now of `wave` by `generation`, and waits for it. Whether all of it was
+    /// acknowledged; the generation is over if not.
+    async fn send_wave<F: Future<Output = ()>>(
+        &mut self,
+        round: &mut Round<'_>,
+        mut generation: Generation,
+        wave: &Split<'_>,
+        patience: Option<Duration>,
+        give_up: &mut GiveUp<'_, F>,
+    ) -> bool {
+        let group = &wave.now;
         let begun = Instant::now();
         generation.open(group.len());
-        let refused = enqueue(&generation, round.attempts, &group, give_up).await;
+        let refused = enqueue(&generation, round.attempts, group, give_up).await;
         let ended = collect(&generation, patience, give_up).await;
         failpoint("sink_acked");
         let mut reports = generation.take();
@@ -317,9 +354,10 @@ impl KafkaSink {
             reports[slot] = Report::Failed(code);
         }
         if ended == Ended::Clean && refused.is_none() && !generation.fatal() {
-            self.judge(round, &group, &reports, false);
+            self.judge(round, group, &reports, false);
+            generation.opened.took(&wave.opening, Instant::now());
             self.generation = Some(generation);
-            return;
+            return true;
         }
         let telling = SILENCE_MIN.min(self.relay.publish_timeout / 2);
         let late = ended == Ended::Late;
@@ -327,11 +365,12 @@ impl KafkaSink {
         let complaint = generation.complaint();
         end(generation);
         let answers = late && long && !cut_off && self.cluster_answers().await;
-        self.judge(round, &group, &reports, answers);
+        self.judge(round, group, &reports, answers);
         if late && (long || cut_off) && !answers && round.trouble.is_none() {
             let why = complaint.unwrap_or_else(|| "it does not acknowledge records in time".into());
             round.trouble = Some(why);
         }
+        false
     }
 
     /// Asks the cluster, by a producer that never had an answer: an older one would remember.

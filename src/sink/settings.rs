@@ -13,9 +13,9 @@ const FIXED: &[(&str, &str)] = &[
     ("acks", "all"),
     // Retries neither repeat nor reorder what is in the log.
     ("enable.idempotence", "true"),
-    // After a refusal nothing later is sent. Each of these two alone still lets successors pass:
-    // without the first librdkafka renumbers and goes on, without the second the next request is
-    // already on its way. Drawback: librdkafka puts one partition into a request, so a batch costs
+    // After a refusal nothing later is sent, but for one request that is made already: `opened` sees
+    // to that. Each of these two alone lets more successors pass: without the first librdkafka
+    // renumbers and goes on, without the second the next requests are already on their way. Drawback: librdkafka puts one partition into a request, so a batch costs
     // one round trip per partition and broker; more workers run side by side instead.
     ("enable.gapless.guarantee", "true"),
     ("max.in.flight.requests.per.connection", "1"),

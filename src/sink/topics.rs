@@ -30,6 +30,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::Attempt;
+use super::opened::Sendable;
 use super::outcome::TopicFault;
 use super::settings::Sizes;
 use crate::backoff::Backoff;
@@ -314,6 +316,30 @@ impl Topics {
         let all = self.facts();
         let partitions = all.get(topic).map(Facts::count).filter(|it| *it > 0)?;
         Some(partition::of_key(key, partitions))
+    }
+
+    /// The attempts at `indices`, with the number of partitions of each one's topic.
+    pub(super) fn sendable<'a>(
+        &self,
+        attempts: &'a [Attempt<'_>],
+        indices: &[usize],
+    ) -> Vec<Sendable<'a>> {
+        let all = self.facts();
+        let (mut last, mut partitions) = ("", 0);
+        let sendable = |&index: &usize| {
+            let record = attempts[index].record;
+            if *record.topic != *last || index == indices[0] {
+                last = &record.topic;
+                partitions = all.get(last).map_or(0, Facts::count);
+            }
+            Sendable {
+                index,
+                topic: last,
+                partitions,
+                key: &record.key,
+            }
+        };
+        indices.iter().map(sendable).collect()
     }
 
     /// Whether records of this key must wait for their topic or their partition, and nobody is to

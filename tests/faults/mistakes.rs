@@ -9,7 +9,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::support::checker::{Fate, Report};
+use crate::support::checker::{Fate, Report, java_partition};
 use crate::support::kafka::Kafka;
 use crate::support::outbox::Outbox;
 use crate::support::relay::Setup;
@@ -255,6 +255,78 @@ fn an_acknowledgement_without_an_offset_that_is_believed_is_noticed() {
         "mistake_believe_no_offset",
         falsely_acknowledged,
         |report| !report.lost.is_empty(),
+    );
+}
+
+#[test]
+fn five_requests_in_flight_are_noticed() {
+    // The broker has no state of the producer in the large row's partition: after that row's refusal
+    // it takes any sequence for the first.
+    let refused_at_the_beginning = async |stage: &Stage<'_>| {
+        stage.world.expect_errors("park");
+        stage.prepare(2).await;
+        let orders = std::iter::repeat_with(order);
+        let in_partition = |wanted| {
+            let mut orders = orders;
+            let found = orders.find(|order| java_partition(order.as_bytes(), 2) == wanted);
+            found.expect("half of all keys")
+        };
+        let (other, order) = (in_partition(0), in_partition(1));
+        let one_by_one = stage
+            .setup()
+            .set("kafka.properties", "\"batch.num.messages\"", "\"1\"");
+        let relay = one_by_one.run();
+        let mut ledger = Ledger::default();
+        ledger.push(stage.one(&other, 1).await);
+        stage.outbox.wait_drained(stage.world, SOON).await;
+        // the relay does not know of it yet, so it is the broker that refuses
+        let kafka = &stage.world.kafka;
+        let small = [("max.message.bytes", "10000")];
+        kafka.configure_topic(&stage.topic(), &small).await;
+        sleep(Duration::from_secs(2)).await;
+        let noise = "select string_agg(md5(random()::text), '') from generate_series(1, 1000)";
+        let noise: String = sqlx::query_scalar(noise)
+            .fetch_one(&stage.world.pool)
+            .await
+            .unwrap();
+        let mut transaction = stage.world.pool.begin().await.unwrap();
+        for n in 1..=20 {
+            let large = if n == 1 { noise.as_str() } else { "" };
+            let payload = format!("{{\"n\": {n}, \"noise\": \"{large}\"}}");
+            let event = Event {
+                outbox: &stage.outbox,
+                aggregate_type: &stage.aggregate_type,
+                order: &order,
+                n,
+                payload: Some(&payload),
+                trace: None,
+            };
+            let mut written = insert(&mut transaction, event).await.unwrap();
+            written.fate = Fate::Committed;
+            ledger.push(written);
+        }
+        transaction.commit().await.unwrap();
+        stage.outbox.wait_drained(stage.world, SOON).await;
+        relay.stop().await;
+        let mut report = stage.world.check(&ledger).await;
+        // what is parked is not lost: it waits for somebody's decision
+        let parked = "select event_id::text from outbox_relay.parked";
+        let parked: Vec<String> = sqlx::query_scalar(parked)
+            .fetch_all(&stage.world.pool)
+            .await
+            .unwrap();
+        assert!(!parked.is_empty(), "the broker refused a record");
+        report
+            .lost
+            .retain(|line| !parked.iter().any(|id| line.contains(id)));
+        // Those that were let pass come again, which is no fault of this scenario.
+        report.duplicates = 0;
+        report
+    };
+    noticed(
+        "mistake_five_in_flight",
+        refused_at_the_beginning,
+        |report| !report.disordered.is_empty(),
     );
 }
 
