@@ -53,12 +53,12 @@ async fn killed_again_and_again(world: &World, on_published: OnPublished) {
         relay.stop().await;
     }
     assert!(
-        ledger.committed() > 500,
+        ledger.committed() > 100,
         "only {} events",
         ledger.committed()
     );
     let report = world.check(&ledger).await;
-    assert!(report.rolled_back > 100, "{report}");
+    assert!(report.rolled_back > 10, "{report}");
     // In flight at each kill: a batch for each worker.
     report.assert_clean(kills * WORKERS * ROWS_MAX);
 }
@@ -173,7 +173,7 @@ fn a_frozen_relay_loses_its_claim_and_does_no_harm_when_it_wakes() {
         .await;
         let before = outbox.published(world).await;
         eventually(
-            Duration::from_secs(10),
+            Duration::from_secs(60),
             "its events flow again",
             async || outbox.published(world).await > before + 200,
         )

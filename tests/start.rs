@@ -11,7 +11,7 @@ use crate::support::relay::Relay;
 use crate::support::writers::{Ledger, one};
 use crate::support::{self, topic_of};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Waits for the end of a relay and says its exit code and what it printed.
 async fn ended(mut relay: Relay) -> (Option<i32>, String) {

@@ -11,7 +11,7 @@ use crate::support::relay::Relay;
 use crate::support::writers::{Ledger, Load, Writing, one};
 use crate::support::{self, Own, World, eventually, topic_of};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn marked_rows_are_purged_after_their_retention_in_batches() {
@@ -75,8 +75,8 @@ fn a_notification_wakes_the_relay_and_nothing_depends_on_it() {
         outbox.create(world).await;
         let setup = world
             .relay(&[&outbox])
-            .set("relay", "poll_interval_min", "\"5s\"")
-            .set("relay", "poll_interval_max", "\"5s\"");
+            .set("relay", "poll_interval_min", "\"10s\"")
+            .set("relay", "poll_interval_max", "\"10s\"");
         setup.migrate().await;
         let (aggregate_type, order) = (world.aggregate_type("Order"), Uuid::new_v4().to_string());
         let topic = topic_of(&aggregate_type);
@@ -94,7 +94,7 @@ fn a_notification_wakes_the_relay_and_nothing_depends_on_it() {
             sleep(Duration::from_millis(300)).await;
             ledger.push(one(world, &outbox, &aggregate_type, &order, n).await);
             outbox
-                .wait_drained(world, Duration::from_millis(1_500))
+                .wait_drained(world, Duration::from_secs(4))
                 .await;
         }
 
@@ -107,7 +107,7 @@ fn a_notification_wakes_the_relay_and_nothing_depends_on_it() {
                 ))
                 .await;
             ledger.push(one(world, &outbox, &aggregate_type, &order, n).await);
-            outbox.wait_drained(world, Duration::from_secs(11)).await;
+            outbox.wait_drained(world, SOON).await;
         }
         relay.stop().await;
         world.check(&ledger).await.assert_clean(0);
@@ -200,7 +200,7 @@ fn a_stop_while_kafka_is_frozen_keeps_to_its_deadline_and_loses_nothing() {
         let status = frozen.relay.wait_exit(SOON).await;
         let took = asked.elapsed();
         assert!(status.success(), "{status}");
-        assert!(took < DRAIN + Duration::from_secs(3), "it took {took:?}");
+        assert!(took < DRAIN + Duration::from_secs(10), "it took {took:?}");
         assert!(
             took > DRAIN / 2,
             "what was in flight had its time: {took:?}"
@@ -222,7 +222,7 @@ fn a_second_signal_ends_the_relay_at_once_and_loses_nothing() {
         let status = frozen.relay.wait_exit(SOON).await;
         let took = asked.elapsed();
         assert!(status.success(), "{status}");
-        assert!(took < Duration::from_secs(3), "it took {took:?}");
+        assert!(took < Duration::from_secs(10), "it took {took:?}");
         frozen.thaw(world).await;
     });
 }

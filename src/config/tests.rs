@@ -837,7 +837,9 @@ proptest! {
                 continue;
             };
             let refusal = refusal.to_string();
-            prop_assert!(!refusal.contains(CANARY), "{}", refusal);
+            // the name of a file that is not there may be told, and must be
+            let told = |line: &str| line.contains(CANARY) && !line.contains("cannot read");
+            prop_assert!(!refusal.lines().any(told), "{}", refusal);
             prop_assert!(!refusal.is_empty());
             for line in refusal.lines() {
                 let placed = line.strip_prefix("relay.toml:").is_some_and(|rest| {

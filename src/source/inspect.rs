@@ -125,13 +125,9 @@ impl Inspector {
             },
             self.timeouts,
         );
-        let barrier = match self.outbox.flush_before_publish {
-            true => Some(Barrier::new(
-                &name.to_string(),
-                Session::new(&self.database)?,
-            )),
-            false => None,
-        };
+        let flush = self.outbox.flush_before_publish;
+        let session = flush.then(|| Session::new(&self.database)).transpose()?;
+        let barrier = session.map(|session| Barrier::new(&name.to_string(), session));
         let settings = Settings {
             outbox: name.to_string(),
             routing,

@@ -80,7 +80,7 @@ async fn killed_at_every_step(world: &World, on_published: OnPublished) {
     other.stop().await;
     let report = world.check(&ledger).await;
     report.assert_clean(kills * WORKERS * ROWS_MAX);
-    assert!(report.delivered > 200, "{report}");
+    assert!(report.delivered > 50, "{report}");
 }
 
 /// Two to four relays on five hot aggregates; every few hundred milliseconds one of them joins,
@@ -131,6 +131,6 @@ fn relays_join_leave_die_and_freeze_at_random_on_hot_aggregates() {
         }
         let report = world.check(&ledger).await;
         report.assert_clean(faults * WORKERS * ROWS_MAX);
-        assert!(report.delivered > 500, "{report}");
+        assert!(report.delivered > 100, "{report}");
     });
 }
