@@ -93,9 +93,7 @@ fn a_notification_wakes_the_relay_and_nothing_depends_on_it() {
         for n in 2..=4 {
             sleep(Duration::from_millis(300)).await;
             ledger.push(one(world, &outbox, &aggregate_type, &order, n).await);
-            outbox
-                .wait_drained(world, Duration::from_secs(4))
-                .await;
+            outbox.wait_drained(world, Duration::from_secs(4)).await;
         }
 
         // Without its ear it hears nothing, and polls.

@@ -541,7 +541,8 @@ impl Look<'_> {
                                  where t.published_at is null and {lane} = l.lane and t.seq is not null
                                  order by t.seq desc limit 1) y
                                 union all
-                               select max(p.seq) from outbox_relay.parked p where p.outbox = {outbox}) x) w
+                               select max(p.seq) from outbox_relay.parked p
+                                where p.outbox = {outbox} and p.state <> 'dead') x) w
                       where s.seqrelid = pg_get_serial_sequence({}, 'seq')::regclass
                         and has_sequence_privilege(s.seqrelid, 'select, usage')
                         and w.seq > coalesce(pg_sequence_last_value(s.seqrelid), 0)",

@@ -130,32 +130,18 @@ fn brokers_may_have_full_disks() {
     });
 }
 
-/// No file of this broker may become longer than its longest log is now.
+/// No file of this broker may grow any more.
 fn fill(broker: &Broker) {
     let pid = broker
         .process()
         .pid()
         .and_then(|pid| i32::try_from(pid).ok());
     let pid = pid.and_then(Pid::from_raw).unwrap();
-    let most = Some(longest_log(&broker.process().data()));
     let limit = Rlimit {
-        current: most,
+        current: Some(0),
         maximum: None,
     };
     prlimit(Some(pid), Resource::Fsize, limit).unwrap();
-}
-
-fn longest_log(directory: &Path) -> u64 {
-    let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
-    let length = |entry: fs::DirEntry| {
-        let path = entry.path();
-        match path.extension() {
-            _ if path.is_dir() => longest_log(&path),
-            Some(extension) if extension == "log" => entry.metadata().map_or(0, |it| it.len()),
-            _ => 0,
-        }
-    };
-    entries.map(length).max().unwrap_or(0)
 }
 
 async fn ends(broker: &Broker) {

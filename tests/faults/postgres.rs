@@ -160,7 +160,10 @@ async fn refused_for_a_while<'a>(
     code: &str,
     setup: impl FnOnce(support::relay::Setup<'a>) -> support::relay::Setup<'a>,
 ) {
-    let scene = Scene::start(world, setup).await;
+    // it lingers, so that it is behind the writers and has a batch in hand when the jam begins: the
+    // jam holds up the writers too
+    let lingering = |it| setup(it).failpoint("settle_before", "sleep(200)");
+    let scene = Scene::start(world, lingering).await;
     let jam = Jam::begin(world).await;
     scene.relay.wait_line(code, LONG).await;
     sleep(Duration::from_secs(2)).await;

@@ -207,6 +207,13 @@ pub(crate) fn parent(pid: u32) -> Option<u64> {
     field_of_stat(pid, 4)
 }
 
+/// Whether a process is there and has not ended.
+pub(crate) fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_some_and(|state| !state.starts_with(['Z', 'X']))
+}
+
 /// A field of `/proc/<pid>/stat`, counted from 1 as its manual does.
 pub(crate) fn field_of_stat(pid: u32, number: usize) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -15,7 +15,7 @@ use rustix::process::{Signal, geteuid};
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
-use super::janitor::{directory, parent, processes, signal};
+use super::janitor::{directory, parent, processes, runs, signal};
 use super::servers::{Kind, given};
 
 /// Of every test server: the tests outnumber the default connections, and nothing here need
@@ -368,10 +368,13 @@ impl Process {
     }
 
     pub(crate) async fn kill(&self) {
-        self.family()
-            .into_iter()
-            .for_each(|pid| signal(pid, Signal::KILL));
+        let family = self.family();
+        family.iter().for_each(|pid| signal(*pid, Signal::KILL));
         self.end(Signal::KILL).await;
+        // A child that is still there holds the shared memory that its successor wants.
+        while family.iter().any(|pid| runs(*pid)) {
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) fn pause(&self) {
