@@ -1,4 +1,4 @@
-//! Row 13: a backlog that cannot go yet stands before rows that can.
+//! A backlog that cannot go yet stands before rows that can.
 
 use std::time::Duration;
 

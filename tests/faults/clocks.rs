@@ -1,4 +1,4 @@
-//! Row 20: the relay's own clock is wrong. Nothing it decides about rows may depend on it.
+//! The relay's own clock is wrong. Nothing it decides about rows may depend on it.
 
 use super::postgres_scene::{LONG, ROWS_MAX, Scene, TROUBLE, WORKERS};
 use crate::support::outbox::Outbox;

@@ -1,4 +1,4 @@
-//! Row 10: rows that become visible late, out of order, or before they are safe.
+//! Rows that become visible late, out of order, or before they are safe.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Row 22: PgBouncer in transaction mode, of a version that knows nothing of prepared statements.
+//! PgBouncer in transaction mode, of a version that knows nothing of prepared statements.
 
 use std::time::Duration;
 

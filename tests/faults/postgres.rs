@@ -1,4 +1,4 @@
-//! Row 8: what Postgres itself does to a relay. It stops without a word, ends connections, has none
+//! What Postgres itself does to a relay. It stops without a word, ends connections, has none
 //! to give, and refuses a statement for a reason that passes.
 
 use std::time::Duration;

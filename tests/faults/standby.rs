@@ -1,4 +1,4 @@
-//! Row 16: the primary dies and a standby takes its place.
+//! The primary dies and a standby takes its place.
 
 use std::time::Duration;
 

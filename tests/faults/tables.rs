@@ -1,4 +1,4 @@
-//! Row 14: somebody lays hands on the table and its sequence.
+//! Somebody lays hands on the table and its sequence.
 
 use std::process::Command;
 use std::time::Duration;
