@@ -1,4 +1,4 @@
-//! Rows 4, 9 and 11: the network between a relay and its database.
+//! The network between a relay and its database.
 
 use std::time::Duration;
 
@@ -65,6 +65,43 @@ fn a_connection_cut_anywhere_in_a_batch_loses_nothing() {
             "it met the cuts"
         );
         scene.end(3 * cuts * WORKERS * ROWS_MAX).await;
+    });
+}
+
+/// The backlog stays where it is, in Postgres: what does not fit the link is not in the relay's memory.
+#[test]
+fn a_slow_link_to_the_database_presses_back_and_memory_stays_bounded() {
+    const BYTES_PER_SECOND: u64 = 20_000;
+    const GROWTH_MAX_KIB: u64 = 64 * 1024;
+    support::run(async |world| {
+        let (proxy, url) = proxy(world).await;
+        let scene = Scene::start(world, |setup| setup.set("database", "url", &url)).await;
+        let well = scene.relay.peak_memory_kib();
+        let (before, began) = (proxy.bytes(Direction::ToClient), Instant::now());
+        let mut slow = Link::slow(BYTES_PER_SECOND);
+        slow.delay = Duration::from_millis(50);
+        proxy.set_both(slow);
+        sleep(short_or_long(
+            Duration::from_secs(4),
+            Duration::from_secs(120),
+        ))
+        .await;
+        scene.flows().await;
+        let through = proxy.bytes(Direction::ToClient) - before;
+        let most = BYTES_PER_SECOND as f64 * began.elapsed().as_secs_f64();
+        // each connection has a link of its own
+        let connections = proxy.connections().max(WORKERS) as f64;
+        assert!(through as f64 <= most * connections, "the link was slow");
+        proxy.heal();
+        scene.flows().await;
+        if let (Some(well), Some(peak)) = (well, scene.relay.peak_memory_kib()) {
+            let growth = peak.saturating_sub(well);
+            say(&format!(
+                "slow link: {through} bytes through, memory +{growth} KiB"
+            ));
+            assert!(growth < GROWTH_MAX_KIB, "memory grew by {growth} KiB");
+        }
+        scene.end(WORKERS * ROWS_MAX).await;
     });
 }
 

@@ -154,6 +154,34 @@ fn a_statement_timeout_costs_a_batch_each_time_and_nothing_else() {
     });
 }
 
+/// Postgres's own words for a disk without room, from a trigger: a table that cannot grow refuses each
+/// change, and lets rows be read and locked.
+#[test]
+fn a_database_without_room_costs_a_batch_each_time_and_nothing_else() {
+    support::run(async |world| {
+        let scene = Scene::start(world, |setup| setup).await;
+        world
+            .execute(
+                "create table full_disk (n int);
+                 create function refuse() returns trigger language plpgsql as $$
+                   begin
+                     if exists (select from public.full_disk) then
+                       raise exception 'could not extend file' using errcode = 'disk_full';
+                     end if;
+                     return null;
+                   end $$;
+                 create trigger refuse before update on outbox for each statement execute function refuse();
+                 insert into full_disk values (1)",
+            )
+            .await;
+        scene.relay.wait_line("53100", LONG).await;
+        sleep(Duration::from_secs(2)).await;
+        world.execute("delete from full_disk").await;
+        scene.flows().await;
+        scene.end(10 * WORKERS * ROWS_MAX).await;
+    });
+}
+
 /// The relay cannot settle for some seconds, and Postgres says so by `code`.
 async fn refused_for_a_while<'a>(
     world: &'a World,
