@@ -45,12 +45,8 @@ fn a_row_that_somebody_else_holds_locked_delays_its_own_aggregate_alone() {
         let mut outbox = Outbox::classic();
         // All aggregates share the one lane there is.
         outbox.config = "lanes = 1".to_owned();
-        outbox.create(world).await;
-        let setup = world.relay(&[&outbox]);
-        setup.migrate().await;
-        let aggregate_type = world.aggregate_type("Order");
+        let (setup, aggregate_type) = outbox.prepare(world).await;
         let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 2, &[]).await;
         let (held, free) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         let mut ledger = Ledger::default();
         let mut ids = Vec::new();

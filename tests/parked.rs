@@ -9,10 +9,10 @@ use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::support::checker::{Fate, Written};
+use crate::support::checker::Written;
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::relay::Setup;
-use crate::support::writers::{Event, Ledger, insert, one};
+use crate::support::writers::{Event, Ledger, one, to_be_committed};
 use crate::support::{self, World, eventually, topic_of};
 
 /// Long enough for a machine that is slow for a while.
@@ -54,7 +54,7 @@ async fn bad(world: &World, outbox: &Outbox, aggregate_type: &str, order: &str, 
         trace: None,
     };
     let mut transaction = world.pool.begin().await.unwrap();
-    let mut event = insert(&mut transaction, event).await.unwrap();
+    let event = to_be_committed(&mut transaction, event).await;
     let spoil = format!(
         "update {} set topic = 'no such/topic' where id = $1",
         outbox.table
@@ -65,7 +65,6 @@ async fn bad(world: &World, outbox: &Outbox, aggregate_type: &str, order: &str, 
         .await
         .unwrap();
     transaction.commit().await.unwrap();
-    event.fate = Fate::Committed;
     event
 }
 
@@ -80,12 +79,7 @@ async fn mend(world: &World) {
 async fn prepared<'a>(world: &'a World, config: &str) -> (Outbox, Setup<'a>, String) {
     let mut outbox = Outbox::new("outbox", Layout::Native, OnPublished::Delete);
     outbox.config = config.to_owned();
-    outbox.create(world).await;
-    let setup = world.relay(&[&outbox]);
-    setup.migrate().await;
-    let aggregate_type = world.aggregate_type("Order");
-    let topic = topic_of(&aggregate_type);
-    world.kafka.create_topic(&topic, 2, &[]).await;
+    let (setup, aggregate_type) = outbox.prepare(world).await;
     world.expect_errors("park");
     (outbox, setup, aggregate_type)
 }
@@ -430,7 +424,7 @@ fn lists_hold_no_payload_and_an_export_holds_every_byte() {
             payload: Some(&payload),
             trace: None,
         };
-        insert(&mut transaction, event).await.unwrap();
+        to_be_committed(&mut transaction, event).await;
         sqlx::query("update outbox set topic = 'no such/topic'")
             .execute(&mut *transaction)
             .await

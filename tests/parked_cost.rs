@@ -191,12 +191,8 @@ fn a_hundred_thousand_rows_behind_a_blocked_one_move_once_and_their_lane_goes_on
     let soon = Duration::from_secs(180);
     support::run(async |world| {
         let outbox = Outbox::new("outbox", Layout::Native, OnPublished::Delete);
-        outbox.create(world).await;
-        let setup = world.relay(&[&outbox]);
-        setup.migrate().await;
-        let aggregate_type = world.aggregate_type("Order");
+        let (setup, aggregate_type) = outbox.prepare(world).await;
         let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 2, &[]).await;
         world.expect_errors("park");
         let other = "select 'other ' || i from generate_series(1, 1000) i
              where hashtext('other ' || i) & 15 = hashtext('hot') & 15 limit 1";

@@ -25,12 +25,8 @@ fn a_row_that_the_broker_refuses_is_parked_and_those_that_shared_its_batch_are_n
     const LIMIT_HEARD: Duration = Duration::from_secs(1);
     support::run(async |world| {
         let outbox = Outbox::classic();
-        outbox.create(world).await;
-        let setup = world.relay(&[&outbox]);
-        setup.migrate().await;
-        let aggregate_type = world.aggregate_type("Order");
+        let (setup, aggregate_type) = outbox.prepare(world).await;
         let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 2, &[]).await;
         world.expect_errors("park");
         let relay = setup.run();
         let mut ledger = Ledger::default();

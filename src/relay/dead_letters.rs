@@ -107,8 +107,8 @@ impl Writer {
     }
 
     /// Publishes some letters; says of how many something was learned: the topic took them, or wants
-    /// them otherwise. Ends soon after `stop`:
-    /// what is in flight then is withdrawn, and published again by whoever comes next.
+    /// them otherwise. Ends soon after `stop`: what is in flight then is withdrawn, and published
+    /// again by whoever comes next.
     async fn publish_some(&mut self, stop: &CancellationToken) -> Result<usize, Error> {
         if !self.letters.are_waiting().await? {
             return Ok(0);

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Attempt;
 use crate::partition;
 
 /// How long a partition counts as opened. Brokers forget a producer that has been silent for a day
@@ -34,15 +35,6 @@ struct Topic {
     partitions: HashSet<i32>,
 }
 
-/// A record to send: its place in the publish, its topic and that topic's partitions, its key.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sendable<'a> {
-    pub(super) index: usize,
-    pub(super) topic: &'a str,
-    pub(super) partitions: i32,
-    pub(super) key: &'a [u8],
-}
-
 /// What [`Opened::split`] makes of a list of records.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Split<'a> {
@@ -55,23 +47,27 @@ pub(super) struct Split<'a> {
 }
 
 impl Opened {
-    /// Splits `records`, in order: those of opened partitions and the first for each that is not may
-    /// go now, the others later. A key is in one partition, so its records stay in order.
+    /// Splits the attempts at `indices`, in order: those of opened partitions and the first for each
+    /// that is not may go now, the others later. A key is in one partition, so its records stay in
+    /// order. `partitions` tells how many a topic has.
     pub(super) fn split<'a>(
         &mut self,
-        records: impl Iterator<Item = Sendable<'a>>,
+        attempts: &'a [Attempt<'_>],
+        indices: &[usize],
+        partitions: impl Fn(&str) -> i32,
         now: Instant,
     ) -> Split<'a> {
         self.topics
             .retain(|_, topic| now.duration_since(topic.since) < OPEN_FOR);
         let mut split = Split::default();
-        for record in records {
-            let Sendable {
-                index,
-                topic,
-                partitions,
-                key,
-            } = record;
+        let mut counted: Option<(&str, i32)> = None;
+        for &index in indices {
+            let record = attempts[index].record;
+            let topic: &'a str = &record.topic;
+            let partitions = match counted {
+                Some((last, partitions)) if last == topic => partitions,
+                _ => counted.insert((topic, partitions(topic))).1,
+            };
             let opened = self.topics.get(topic).map(|topic| &topic.partitions);
             // nearly always, and then nothing is hashed
             let all = opened
@@ -80,7 +76,7 @@ impl Opened {
                 split.now.push(index);
                 continue;
             }
-            let partition = partition::of_key(key, partitions);
+            let partition = partition::of_key(&record.key, partitions);
             let is_open = opened.is_some_and(|opened| opened.contains(&partition));
             if is_open || split.opening.insert((topic, partition)) {
                 split.now.push(index);
@@ -109,6 +105,7 @@ impl Opened {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Record;
 
     /// Keys by the partition of two that they go to.
     fn keys(partition: i32) -> impl Iterator<Item = String> {
@@ -117,35 +114,43 @@ mod tests {
             .filter(move |key| partition::of_key(key.as_bytes(), 2) == partition)
     }
 
-    fn records(keys: &[String]) -> impl Iterator<Item = Sendable<'_>> {
-        keys.iter().enumerate().map(|(index, key)| Sendable {
-            index,
-            topic: "t",
-            partitions: 2,
-            key: key.as_bytes(),
-        })
+    fn record(key: &String) -> Record<'_> {
+        Record {
+            topic: "t".into(),
+            key: key.as_bytes().into(),
+            value: None,
+            headers: Vec::new(),
+        }
     }
 
     #[test]
     fn the_first_record_of_a_partition_goes_before_all_others_of_it() {
         let now = Instant::now();
-        let mut opened = Opened::default();
         let (zero, one): (Vec<_>, Vec<_>) = (keys(0).take(3).collect(), keys(1).take(2).collect());
         let all = [&zero[..1], &one[..1], &zero[1..], &one[1..]].concat();
-        let split = opened.split(records(&all), now);
-        assert_eq!((split.now, split.later), (vec![0, 1], vec![2, 3, 4]));
+        let records: Vec<_> = all.iter().map(record).collect();
+        let attempt = |record| Attempt {
+            record,
+            alone: false,
+        };
+        let attempts: Vec<_> = records.iter().map(attempt).collect();
+        let split =
+            |opened: &mut Opened, now| opened.split(&attempts, &[0, 1, 2, 3, 4], |_| 2, now);
+        let mut opened = Opened::default();
+        let first = split(&mut opened, now);
+        assert_eq!((first.now, first.later), (vec![0, 1], vec![2, 3, 4]));
 
         // one of the two took it
         opened.took(&HashSet::from([("t", 0)]), now);
-        let split = opened.split(records(&all), now);
-        assert_eq!((split.now, split.later), (vec![0, 1, 2, 3], vec![4]));
-        opened.took(&split.opening, now);
-        let split = opened.split(records(&all), now);
-        assert_eq!((split.now.len(), split.later.len()), (5, 0));
-        assert!(split.opening.is_empty());
+        let second = split(&mut opened, now);
+        assert_eq!((second.now, second.later), (vec![0, 1, 2, 3], vec![4]));
+        opened.took(&second.opening, now);
+        let third = split(&mut opened, now);
+        assert_eq!((third.now.len(), third.later.len()), (5, 0));
+        assert!(third.opening.is_empty());
 
         // a broker may have forgotten the producer
-        let split = opened.split(records(&all), now + OPEN_FOR);
-        assert_eq!((split.now, split.later), (vec![0, 1], vec![2, 3, 4]));
+        let again = split(&mut opened, now + OPEN_FOR);
+        assert_eq!((again.now, again.later), (vec![0, 1], vec![2, 3, 4]));
     }
 }

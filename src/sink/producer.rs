@@ -314,8 +314,9 @@ impl KafkaSink {
                 }
             };
             let attempts = round.attempts;
-            let records = self.topics.sendable(attempts, &left);
-            let split = generation.opened.split(records.into_iter(), Instant::now());
+            let partitions = |topic: &str| self.topics.partitions(topic);
+            let now = Instant::now();
+            let split = generation.opened.split(attempts, &left, partitions, now);
             let wave = match makes(Mistake::FiveInFlight) {
                 true => Split {
                     now: std::mem::take(&mut left),

@@ -257,8 +257,8 @@ impl<'a> Round<'a> {
         all?.into_iter().max()
     }
 
-    /// The outcomes, complete. Tries that came to nothing are given back. What was not answered waits for its topic if that is paused, for its
-    /// partition if that is held, else for the next publish.
+    /// The outcomes, complete. Tries that came to nothing are given back. What was not answered waits
+    /// for its topic if that is paused, for its partition if that is held, else for the next publish.
     pub(super) fn finish(self, topics: &Topics) -> Vec<Outcome> {
         let now = Instant::now();
         topics.give_back(&self.trying, &self.taken, now);

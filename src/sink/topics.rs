@@ -30,8 +30,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Attempt;
-use super::opened::Sendable;
 use super::outcome::TopicFault;
 use super::settings::Sizes;
 use crate::backoff::Backoff;
@@ -313,33 +311,13 @@ impl Topics {
 
     /// The partition that a record of this key goes to, if the topic was looked up.
     pub(super) fn partition(&self, topic: &str, key: &[u8]) -> Option<i32> {
-        let all = self.facts();
-        let partitions = all.get(topic).map(Facts::count).filter(|it| *it > 0)?;
-        Some(partition::of_key(key, partitions))
+        let partitions = self.partitions(topic);
+        (partitions > 0).then(|| partition::of_key(key, partitions))
     }
 
-    /// The attempts at `indices`, with the number of partitions of each one's topic.
-    pub(super) fn sendable<'a>(
-        &self,
-        attempts: &'a [Attempt<'_>],
-        indices: &[usize],
-    ) -> Vec<Sendable<'a>> {
-        let all = self.facts();
-        let (mut last, mut partitions) = ("", 0);
-        let sendable = |&index: &usize| {
-            let record = attempts[index].record;
-            if *record.topic != *last || index == indices[0] {
-                last = &record.topic;
-                partitions = all.get(last).map_or(0, Facts::count);
-            }
-            Sendable {
-                index,
-                topic: last,
-                partitions,
-                key: &record.key,
-            }
-        };
-        indices.iter().map(sendable).collect()
+    /// How many partitions `topic` has; 0 if it was not looked up.
+    pub(super) fn partitions(&self, topic: &str) -> i32 {
+        self.facts().get(topic).map_or(0, Facts::count)
     }
 
     /// Whether records of this key must wait for their topic or their partition, and nobody is to

@@ -17,7 +17,7 @@ use super::lanes::Claimed;
 use super::polling::PollingSource;
 use super::session::answer;
 use super::sql::Filtered;
-use crate::route::Waiting;
+use crate::route::{Kind, Waiting};
 
 /// How long an aggregate with a row that somebody else has locked is passed over before the relay
 /// looks again.
@@ -111,6 +111,17 @@ impl Filter {
     }
 }
 
+/// Kinds as the statements take them: aggregate types, event types, own topics.
+pub(super) fn columns(kinds: &HashSet<Kind>) -> [Vec<String>; 3] {
+    let mut columns = [(); 3].map(|()| Vec::with_capacity(kinds.len()));
+    for kind in kinds {
+        columns[0].push(kind.aggregate_type.clone());
+        columns[1].push(kind.event_type.clone());
+        columns[2].push(kind.topic.clone().unwrap_or_default());
+    }
+    columns
+}
+
 pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
 impl PollingSource {
@@ -130,11 +141,7 @@ impl PollingSource {
             places: self.polling.memory(|memory| memory.passing.places(waiting)),
             ..Filter::default()
         };
-        for kind in &waiting.kinds {
-            filter.aggregate_types.push(kind.aggregate_type.clone());
-            filter.event_types.push(kind.event_type.clone());
-            filter.topics.push(kind.topic.clone().unwrap_or_default());
-        }
+        [filter.aggregate_types, filter.event_types, filter.topics] = columns(&waiting.kinds);
         Some(filter)
     }
 

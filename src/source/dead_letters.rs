@@ -13,6 +13,7 @@ use super::decode;
 use super::error::Error;
 use super::layout::literal;
 use super::session::{Session, answer};
+use super::sql::{Timeouts, begin};
 use crate::config::{Database, Outbox, Relay};
 use crate::dead_letter::Letter;
 use crate::record::{EVENT_ID, EVENT_TYPE, Header, Record};
@@ -39,23 +40,20 @@ impl DeadLetters {
     pub fn new(database: &Database, relay: &Relay, outbox: &Outbox) -> Result<Self, Error> {
         let name = literal(&outbox.table.to_string());
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
-        let statement_ms = database.statement_timeout.as_millis();
         let idle_ms = relay.publish_timeout.as_millis() + 15_000;
+        let timeouts = Timeouts {
+            statement_ms: database.statement_timeout.as_millis(),
+            idle_ms,
+            tcp_ms: idle_ms,
+        };
         let due = format!(
             "p.outbox = {name} and p.dead_lettered_at is null and p.state in ('blocked', 'dead')"
         );
         Ok(Self {
             session: Session::new(database)?,
-            open: sql(format!(
-                "begin isolation level read committed read write;
-                 set local search_path = pg_catalog, pg_temp;
-                 set local statement_timeout = {statement_ms};
-                 set local idle_in_transaction_session_timeout = {idle_ms};
-                 set local tcp_user_timeout = {idle_ms};
-                 set local enable_seqscan = off;
-                 set local enable_sort = off;
-                 set local jit = off;
-                 set local timezone = 'UTC';"
+            open: sql(begin(
+                timeouts,
+                "set local enable_seqscan = off; set local enable_sort = off;",
             )),
             // Plan: one probe of `parked_letters`.
             waiting: sql(format!(

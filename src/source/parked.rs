@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::session::{Session, answer};
+use super::sql::{Timeouts, begin, promote};
 use crate::config::Database;
 
 /// How long a change waits for one lock, before it lets go of all it has and tries again.
@@ -54,16 +55,18 @@ const STATE: &str =
     "case when p.state = 'dead' and p.skipped_at is not null then 'skipped' else p.state end";
 
 /// The filter as a condition on `p`, its arguments being $1 to $8.
-const MATCHES: &str = "(cardinality($1::text[]) = 0 or p.outbox = any ($1))
-    and (cardinality($2::text[]) = 0 or coalesce(p.aggregate_id, '') = any ($2))
-    and (cardinality($3::text[]) = 0 or p.event_type = any ($3))
-    and (cardinality($4::text[]) = 0 or p.reason_class = any ($4))
-    and (cardinality($5::text[]) = 0
-         or case when p.state = 'dead' and p.skipped_at is not null then 'skipped' else p.state end
-            = any ($5))
-    and (cardinality($6::int8[]) = 0 or p.parked_id = any ($6))
-    and ($7::float8 is null or p.parked_at < clock_timestamp() - make_interval(secs => $7))
-    and ($8::float8 is null or p.parked_at > clock_timestamp() - make_interval(secs => $8))";
+fn matches() -> String {
+    format!(
+        "(cardinality($1::text[]) = 0 or p.outbox = any ($1))
+         and (cardinality($2::text[]) = 0 or coalesce(p.aggregate_id, '') = any ($2))
+         and (cardinality($3::text[]) = 0 or p.event_type = any ($3))
+         and (cardinality($4::text[]) = 0 or p.reason_class = any ($4))
+         and (cardinality($5::text[]) = 0 or {STATE} = any ($5))
+         and (cardinality($6::int8[]) = 0 or p.parked_id = any ($6))
+         and ($7::float8 is null or p.parked_at < clock_timestamp() - make_interval(secs => $7))
+         and ($8::float8 is null or p.parked_at > clock_timestamp() - make_interval(secs => $8))"
+    )
+}
 
 /// The lanes in force of each outbox.
 const LANES: &str =
@@ -217,21 +220,15 @@ impl ParkedRows {
     /// # Errors
     /// The database URL is none.
     pub fn new(database: &Database) -> Result<Self, Error> {
-        let statement_ms = database.statement_timeout.as_millis();
+        let timeouts = Timeouts {
+            statement_ms: database.statement_timeout.as_millis(),
+            idle_ms: 30_000,
+            tcp_ms: 30_000,
+        };
         // as the relay's own transactions, and no wait for a lock without end
-        let open = format!(
-            "begin isolation level read committed read write;
-             set local search_path = pg_catalog, pg_temp;
-             set local statement_timeout = {statement_ms};
-             set local lock_timeout = {lock_ms};
-             set local idle_in_transaction_session_timeout = {idle_ms};
-             set local tcp_user_timeout = {idle_ms};
-             set local jit = off;
-             set local row_security = off;
-             set local timezone = 'UTC';",
-            lock_ms = LOCK_TIMEOUT.as_millis(),
-            idle_ms = 30_000,
-        );
+        let lock_ms = LOCK_TIMEOUT.as_millis();
+        let settings = format!("set local lock_timeout = {lock_ms}; set local row_security = off;");
+        let open = begin(timeouts, &settings);
         Ok(Self {
             session: Session::new(database)?,
             open: AssertSqlSafe(open).into_sql_str(),
@@ -243,9 +240,10 @@ impl ParkedRows {
     /// # Errors
     /// Postgres could not be asked.
     pub async fn counts(&mut self, filter: &Filter) -> Result<Vec<Count>, Error> {
+        let matches = matches();
         let sql = format!(
             "select p.outbox, {STATE}, p.reason_class, count(*)
-               from outbox_relay.parked p where {MATCHES}
+               from outbox_relay.parked p where {matches}
               group by 1, 2, 3 order by 1, 2, 3"
         );
         let read = |row: &PgRow| {
@@ -274,6 +272,7 @@ impl ParkedRows {
         let utc = |column: &str| {
             format!("to_char({column} at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
         };
+        let matches = matches();
         let sql = format!(
             "select p.parked_id, p.outbox, {STATE}, p.reason_class, p.reason, p.attempts, {parked_at},
                     extract(epoch from clock_timestamp() - p.parked_at)::float8, p.seq, p.event_id,
@@ -281,7 +280,7 @@ impl ParkedRows {
                     {created_at}, p.topic, p.headers, octet_length(p.value),
                     case when $11 then p.value end, {dead_lettered_at}, {skipped_at}
                from outbox_relay.parked p
-              where {MATCHES} and p.parked_id > $9
+              where {matches} and p.parked_id > $9
               order by p.parked_id limit $10",
             parked_at = utc("p.parked_at"),
             created_at = utc("p.created_at"),
@@ -329,10 +328,11 @@ impl ParkedRows {
     /// # Errors
     /// Postgres could not be asked.
     pub async fn touched(&mut self, filter: &Filter) -> Result<Vec<Touched>, Error> {
+        let matches = matches();
         let sql = format!(
             "with chosen as materialized (
                select p.parked_id, p.outbox, coalesce(p.aggregate_id, '') as key
-                 from outbox_relay.parked p where {MATCHES}),
+                 from outbox_relay.parked p where {matches}),
              keys as (select distinct c.outbox, c.key from chosen c),
              behind as (
                select k.outbox, count(*) as rows
@@ -394,7 +394,7 @@ impl ParkedRows {
         filter: &Filter,
         who: &Who,
     ) -> Result<BTreeMap<String, Changed>, Error> {
-        let limit = self.session.answer_timeout();
+        let (limit, matches) = (self.session.answer_timeout(), matches());
         let connection = self.session.begin(&self.open).await?;
         // every change locks in this order, and a relay waits for no lane: no deadlock
         let lock = format!(
@@ -402,7 +402,7 @@ impl ParkedRows {
               where (l.outbox, l.lane) in (
                     select p.outbox, p.hash & (n.lanes - 1)
                       from outbox_relay.parked p join {LANES} n on n.outbox = p.outbox
-                     where {MATCHES})
+                     where {matches})
               order by l.outbox, l.lane for update of l"
         );
         let lock = filter.bind(sqlx::query(AssertSqlSafe(lock)));
@@ -416,7 +416,7 @@ impl ParkedRows {
         let choose = format!(
             "select p.parked_id, p.outbox, coalesce(p.aggregate_id, ''), p.state
                from outbox_relay.parked p join {LANES} n on n.outbox = p.outbox
-              where {MATCHES}
+              where {matches}
                 and (p.outbox, p.hash & (n.lanes - 1)) in
                     (select * from unnest($9::text[], $10::int4[]))
               order by p.parked_id for update of p"
@@ -461,17 +461,8 @@ impl ParkedRows {
             answer(limit, "change the rows", change.execute(&mut *connection)).await?;
 
             let keys: Vec<&str> = entry.keys.iter().map(String::as_str).collect();
-            let promote = "update outbox_relay.parked p set state = 'retry'
-                   from unnest($2::text[]) as k (key)
-                  cross join lateral
-                        (select h.parked_id, h.state
-                           from outbox_relay.parked h
-                          where h.outbox = $1 and h.state <> 'dead'
-                            and coalesce(h.aggregate_id, '') = k.key
-                          order by h.seq, h.parked_id
-                          limit 1) f
-                  where p.parked_id = f.parked_id and f.state = 'behind' and p.state = 'behind'";
-            let promote = sqlx::query(promote).bind(outbox).bind(&keys);
+            let promote = sqlx::query(AssertSqlSafe(promote("$1", "$2")));
+            let promote = promote.bind(outbox).bind(&keys);
             answer(
                 limit,
                 "let the rows behind go on",

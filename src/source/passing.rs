@@ -20,6 +20,7 @@ use sqlx::Row as _;
 use tokio::time::Instant;
 
 use super::Error;
+use super::claiming::columns;
 use super::polling::PollingSource;
 use super::session::answer;
 use crate::route::{Kind, Waiting};
@@ -109,12 +110,7 @@ impl PollingSource {
         {
             let places = polling.memory(|memory| memory.passing.places.clone());
             let lanes: Vec<i32> = (0..).take(places.len()).collect();
-            let [mut aggregate_types, mut event_types, mut topics] = [(); 3].map(|()| Vec::new());
-            for kind in &waiting.kinds {
-                aggregate_types.push(kind.aggregate_type.as_str());
-                event_types.push(kind.event_type.as_str());
-                topics.push(kind.topic.as_deref().unwrap_or_default());
-            }
+            let [aggregate_types, event_types, topics] = columns(&waiting.kinds);
             let passed = sqlx::query(polling.statements.passed.clone())
                 .bind(&lanes)
                 .bind(&places)

@@ -136,25 +136,16 @@ impl Statements {
             // The formats: each changes the bytes that a payload or an id is printed as.
             // `tcp_user_timeout`: a relay that froze while Postgres is sending to it is `active`,
             // and neither idle nor statement time-out would free its locks.
-            open: sql(format!(
-                "begin isolation level read committed read write;
-                 set local search_path = pg_catalog, pg_temp;
-                 set local statement_timeout = {statement};
-                 set local idle_in_transaction_session_timeout = {idle};
-                 set local tcp_user_timeout = {tcp};
-                 set local enable_seqscan = off;
+            open: sql(begin(
+                timeouts,
+                "set local enable_seqscan = off;
                  set local enable_bitmapscan = off;
                  set local enable_sort = off;
-                 set local jit = off;
                  set local row_security = off;
-                 set local timezone = 'UTC';
                  set local datestyle = 'ISO, MDY';
                  set local intervalstyle = 'postgres';
                  set local extra_float_digits = 1;
                  set local bytea_output = 'hex';",
-                statement = timeouts.statement_ms,
-                idle = timeouts.idle_ms,
-                tcp = timeouts.tcp_ms,
             )),
 
             // Takes up to $3 of the lanes $1, the first of them first: those that are free and, if
@@ -404,19 +395,7 @@ impl Statements {
 
             // The first parked row of each aggregate $1, if it only waited for one in front of it
             // that is gone now, is to be published.
-            parked_promote: sql(format!(
-                "update outbox_relay.parked p set state = 'retry'
-                   from unnest($1::text[]) as k (key)
-                  cross join lateral
-                        (select h.parked_id, h.state
-                           from outbox_relay.parked h
-                          where h.outbox = {outbox} and h.state <> 'dead'
-                            and coalesce(h.aggregate_id, '') = k.key
-                          order by h.seq, h.parked_id
-                          limit 1) f
-                  where p.parked_id = f.parked_id and f.state = 'behind'
-                    and p.state = 'behind'"
-            )),
+            parked_promote: sql(promote(&outbox, "$1")),
 
             // The same for every aggregate, now and then: somebody may have deleted the row in
             // front by hand. Plan: as `fronts`.
@@ -470,6 +449,43 @@ impl Statements {
             )),
         }
     }
+}
+
+/// What begins a transaction of the relay's: under these time-outs, and further settings.
+pub(super) fn begin(timeouts: Timeouts, settings: &str) -> String {
+    let Timeouts {
+        statement_ms,
+        idle_ms,
+        tcp_ms,
+    } = timeouts;
+    format!(
+        "begin isolation level read committed read write;
+         set local search_path = pg_catalog, pg_temp;
+         set local statement_timeout = {statement_ms};
+         set local idle_in_transaction_session_timeout = {idle_ms};
+         set local tcp_user_timeout = {tcp_ms};
+         set local jit = off;
+         set local timezone = 'UTC';
+         {settings}"
+    )
+}
+
+/// Lets the first parked row of each aggregate `keys` of `outbox`, both as SQL, be published, if it only
+/// waits.
+pub(super) fn promote(outbox: &str, keys: &str) -> String {
+    format!(
+        "update outbox_relay.parked p set state = 'retry'
+           from unnest({keys}::text[]) as k (key)
+          cross join lateral
+                (select h.parked_id, h.state
+                   from outbox_relay.parked h
+                  where h.outbox = {outbox} and h.state <> 'dead'
+                    and coalesce(h.aggregate_id, '') = k.key
+                  order by h.seq, h.parked_id
+                  limit 1) f
+          where p.parked_id = f.parked_id and f.state = 'behind'
+            and p.state = 'behind'"
+    )
 }
 
 /// `fronts`, to put before a statement: the first parked row of each aggregate that waits. It goes from

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::support::checker::{Fate, Report, java_partition};
+use crate::support::checker::{Report, java_partition};
 use crate::support::kafka::Kafka;
 use crate::support::outbox::Outbox;
 use crate::support::relay::Setup;
-use crate::support::writers::{Event, Ledger, Load, insert, one};
+use crate::support::writers::{Event, Ledger, Load, one, to_be_committed};
 use crate::support::{self, World, eventually, topic_of};
 
 /// Generous: what is awaited with it takes a second or two.
@@ -70,6 +71,25 @@ impl<'a> Stage<'a> {
 
     async fn one(&self, order: &str, n: i64) -> support::checker::Written {
         one(self.world, &self.outbox, &self.aggregate_type, order, n).await
+    }
+
+    /// Inserts the `n`th event of `order` into a transaction that is to be committed.
+    async fn within(
+        &self,
+        transaction: &mut PgConnection,
+        order: &str,
+        n: i64,
+        payload: &str,
+    ) -> support::checker::Written {
+        let event = Event {
+            outbox: &self.outbox,
+            aggregate_type: &self.aggregate_type,
+            order,
+            n,
+            payload: Some(payload),
+            trace: None,
+        };
+        to_be_committed(transaction, event).await
     }
 
     /// Waits until nothing is pending; in the run with the mistake that may never come.
@@ -174,22 +194,13 @@ async fn late_commit(stage: &Stage<'_>, relay: Setup<'_>) -> Report {
     let (early, late) = (order(), order());
     let mut ledger = Ledger::default();
     let mut transaction = stage.world.pool.begin().await.unwrap();
-    let event = Event {
-        outbox: &stage.outbox,
-        aggregate_type: &stage.aggregate_type,
-        order: &late,
-        n: 1,
-        payload: Some("{}"),
-        trace: None,
-    };
-    let mut written = insert(&mut transaction, event).await.unwrap();
+    let written = stage.within(&mut transaction, &late, 1, "{}").await;
     ledger.push(stage.one(&early, 1).await);
     eventually(SOON, "the other's event arrives", async || {
         stage.world.kafka.count(&stage.topic()).await > 0
     })
     .await;
     transaction.commit().await.unwrap();
-    written.fate = Fate::Committed;
     ledger.push(written);
     stage.quiet().await;
     relay.stop().await;
@@ -308,17 +319,8 @@ fn five_requests_in_flight_are_noticed() {
         for n in 1..=20 {
             let large = if n == 1 { noise.as_str() } else { "" };
             let payload = format!("{{\"n\": {n}, \"noise\": \"{large}\"}}");
-            let event = Event {
-                outbox: &stage.outbox,
-                aggregate_type: &stage.aggregate_type,
-                order: &order,
-                n,
-                payload: Some(&payload),
-                trace: None,
-            };
-            let mut written = insert(&mut transaction, event).await.unwrap();
-            written.fate = Fate::Committed;
-            ledger.push(written);
+            let written = stage.within(&mut transaction, &order, n, &payload);
+            ledger.push(written.await);
         }
         transaction.commit().await.unwrap();
         stage.outbox.wait_drained(stage.world, SOON).await;
@@ -359,17 +361,7 @@ fn a_purge_of_an_open_producer_is_noticed() {
         stage.outbox.wait_drained(stage.world, SOON).await;
         let mut transaction = stage.world.pool.begin().await.unwrap();
         for n in 2..=9 {
-            let event = Event {
-                outbox: &stage.outbox,
-                aggregate_type: &stage.aggregate_type,
-                order: &order,
-                n,
-                payload: Some("{}"),
-                trace: None,
-            };
-            let mut written = insert(&mut transaction, event).await.unwrap();
-            written.fate = Fate::Committed;
-            ledger.push(written);
+            ledger.push(stage.within(&mut transaction, &order, n, "{}").await);
         }
         transaction.commit().await.unwrap();
         stage.outbox.wait_drained(stage.world, SOON).await;

@@ -3,19 +3,17 @@
 //! change.
 
 use std::fs;
-use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Signal, geteuid};
+use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::sleep;
 
 use super::eventually;
 use super::janitor::{self, directory};
-use super::local::{NOBODY, POSTGRES_SETTINGS, Process, run};
+use super::local::{POSTGRES_SETTINGS, Process, initdb, run, unprivileged};
 use super::proxy::Proxy;
 use super::servers::{self, Kind, Server};
 
@@ -48,32 +46,11 @@ pub(crate) fn programs() -> Result<PathBuf, String> {
         })
 }
 
-/// Servers refuse to run as root.
-fn unprivileged<'a>(command: &'a mut Command, home: &Path) -> Result<&'a mut Command, String> {
-    if geteuid().is_root() {
-        chown(home, Some(NOBODY), Some(NOBODY)).map_err(|error| error.to_string())?;
-        command.uid(NOBODY).gid(NOBODY).current_dir(home);
-    }
-    Ok(command)
-}
-
 impl Cluster {
     /// Starts a primary with `settings` beside those of every test server.
     pub(crate) async fn primary(settings: &[&str]) -> Result<Self, String> {
         let (home, port) = Self::place()?;
-        let mut init = Command::new(programs()?.join("initdb"));
-        init.args([
-            "-N",
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-locale",
-            "-D",
-        ]);
-        init.arg(home.join("data"));
+        let mut init = initdb(&programs()?, &home.join("data"));
         run(unprivileged(&mut init, &home)?).await?;
         Self::serve(home, port, settings).await
     }

@@ -36,7 +36,7 @@ const NODE_HEAP: &str = "-Xms64m -Xmx256m";
 /// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
 const SLF4J_VERSION: &str = "1.7.36";
 /// Nobody, for servers that refuse to run as root.
-pub(crate) const NOBODY: u32 = 65534;
+const NOBODY: u32 = 65534;
 
 /// A broker and its controller in one process.
 pub(crate) fn kafka_settings(
@@ -118,19 +118,7 @@ async fn postgres(home: &Path, port: u16) -> Result<(Command, String), String> {
     });
     let bin = programs.await.clone()?.join("bin");
     let data = home.join("data");
-    let mut init = Command::new(bin.join("initdb"));
-    init.args([
-        "-N",
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--no-locale",
-        "-D",
-    ]);
-    init.arg(&data);
+    let mut init = initdb(&bin, &data);
     let mut serve = Command::new(bin.join("postgres"));
     serve.arg("-D").arg(&data).args(["-p", &port.to_string()]);
     for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories="]
@@ -139,16 +127,33 @@ async fn postgres(home: &Path, port: u16) -> Result<(Command, String), String> {
     {
         serve.args(["-c", setting]);
     }
-    if geteuid().is_root() {
-        chown(home, Some(NOBODY), Some(NOBODY)).map_err(|error| error.to_string())?;
-        init.uid(NOBODY).gid(NOBODY).current_dir(home);
-        serve.uid(NOBODY).gid(NOBODY).current_dir(home);
-    }
-    run(&mut init).await?;
+    unprivileged(&mut serve, home)?;
+    run(unprivileged(&mut init, home)?).await?;
     Ok((
         serve,
         format!("PostgreSQL {version} of zonky, without Docker"),
     ))
+}
+
+/// What makes a database cluster in `data`, by the programs in `bin`.
+pub(crate) fn initdb(bin: &Path, data: &Path) -> Command {
+    let mut init = Command::new(bin.join("initdb"));
+    init.args(["-N", "-U", "postgres", "-A", "trust", "-E", "UTF8"]);
+    init.args(["--no-locale", "-D"]).arg(data);
+    init
+}
+
+/// `command` as somebody else where this is root, whom PostgreSQL's programs refuse to serve. `home`
+/// becomes theirs.
+pub(crate) fn unprivileged<'a>(
+    command: &'a mut Command,
+    home: &Path,
+) -> Result<&'a mut Command, String> {
+    if geteuid().is_root() {
+        chown(home, Some(NOBODY), Some(NOBODY)).map_err(|error| error.to_string())?;
+        command.uid(NOBODY).gid(NOBODY).current_dir(home);
+    }
+    Ok(command)
 }
 
 /// The directory with zonky's newest binaries of that major version.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{World, eventually};
+use super::relay::Setup;
+use super::{World, eventually, topic_of};
 
 /// Which columns the table has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +90,18 @@ impl Outbox {
                  create table {table}_journal (id uuid primary key)"
             ))
             .await;
+    }
+
+    /// Makes the table and all that a relay needs to serve it, and a topic of two partitions: the relay,
+    /// not yet started, and the type of aggregates whose topic it is.
+    pub(crate) async fn prepare<'a>(&self, world: &'a World) -> (Setup<'a>, String) {
+        self.create(world).await;
+        let setup = world.relay(&[self]);
+        setup.migrate().await;
+        let aggregate_type = world.aggregate_type("Order");
+        let topic = topic_of(&aggregate_type);
+        world.kafka.create_topic(&topic, 2, &[]).await;
+        (setup, aggregate_type)
     }
 
     /// Rows that are neither published nor parked.

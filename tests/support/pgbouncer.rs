@@ -1,17 +1,15 @@
 //! PgBouncer before a database, as a process of its own.
 
 use std::fs;
-use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::geteuid;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
 use super::janitor::directory;
-use super::local::NOBODY;
+use super::local::unprivileged;
 use super::{eventually, servers};
 
 /// Hands each transaction to any of a few server processes. It ends when this is dropped.
@@ -54,10 +52,7 @@ impl PgBouncer {
             .stdout(Stdio::null())
             .stderr(log)
             .process_group(0);
-        if geteuid().is_root() {
-            chown(&home, Some(NOBODY), Some(NOBODY)).map_err(|error| error.to_string())?;
-            command.uid(NOBODY).gid(NOBODY).current_dir(&home);
-        }
+        unprivileged(&mut command, &home)?;
         let child = command
             .spawn()
             .map_err(|error| format!("{PROGRAM}: {error}: the package `pgbouncer` has it"))?;

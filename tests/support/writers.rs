@@ -385,6 +385,7 @@ pub(crate) async fn one(
     n: i64,
 ) -> Written {
     let payload = format!("{{\"n\": {n}}}");
+    let mut connection = world.pool.acquire().await.expect("Postgres answers");
     let event = Event {
         outbox,
         aggregate_type,
@@ -393,8 +394,12 @@ pub(crate) async fn one(
         payload: Some(&payload),
         trace: None,
     };
-    let mut connection = world.pool.acquire().await.expect("Postgres answers");
-    let written = insert(&mut connection, event).await;
+    to_be_committed(&mut connection, event).await
+}
+
+/// Inserts an event whose transaction the caller commits, or which is one by itself.
+pub(crate) async fn to_be_committed(connection: &mut PgConnection, event: Event<'_>) -> Written {
+    let written = insert(connection, event).await;
     let mut written = written.expect("an event can be inserted");
     written.fate = Fate::Committed;
     written
