@@ -277,12 +277,11 @@ impl Look<'_> {
         let rows = self
             .rows(
                 "look for the relay's tables",
-                "select count(*) filter (where c.relname <> 'audit') = 3,
-                        count(*) filter (where c.relname = 'audit') = 1
+                "select count(*) filter (where c.relname in ('outbox', 'lane', 'parked')) = 3,
+                        count(*) filter (where c.relname in ('audit', 'parked_holding_key')) = 2
                    from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                  where n.nspname = 'outbox_relay'
-                    and c.relname in ('outbox', 'lane', 'parked', 'audit')"
+                  where n.nspname = 'outbox_relay'"
                     .to_owned(),
             )
             .await?;
@@ -291,7 +290,7 @@ impl Look<'_> {
             .map_err(|error| Error::statement("look for the relay's tables", error))?;
         match found {
             Some((true, true)) => {}
-            // the audit came last
+            // what each later version brought
             Some((true, false)) => self.wrong.push(
                 "the relay's own schema outbox_relay is of an older version: `outbox-relay migrate` \
                  adds what is missing"

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::session::{Session, answer};
-use super::sql::{Timeouts, begin, promote};
+use super::sql::{Timeouts, begin, of_key, promote};
 use crate::config::Database;
 
 /// How long a change waits for one lock, before it lets go of all it has and tries again.
@@ -329,6 +329,7 @@ impl ParkedRows {
     /// Postgres could not be asked.
     pub async fn touched(&mut self, filter: &Filter) -> Result<Vec<Touched>, Error> {
         let matches = matches();
+        let of_key = of_key("b", "k.key");
         let sql = format!(
             "with chosen as materialized (
                select p.parked_id, p.outbox, coalesce(p.aggregate_id, '') as key
@@ -337,7 +338,7 @@ impl ParkedRows {
              behind as (
                select k.outbox, count(*) as rows
                  from keys k join outbox_relay.parked b
-                   on b.outbox = k.outbox and coalesce(b.aggregate_id, '') = k.key
+                   on b.outbox = k.outbox and {of_key}
                 where b.state = 'behind' and b.parked_id not in (select parked_id from chosen)
                 group by 1)
              select c.outbox, count(*), count(distinct c.key), coalesce(max(b.rows), 0)
@@ -474,11 +475,14 @@ impl ParkedRows {
                 Some(keys) => keys.iter().map(String::as_str).collect(),
                 None => Vec::new(),
             };
-            let going_on = "select k.key from unnest($2::text[]) as k (key)
+            let of_key = of_key("b", "k.key");
+            let going_on = format!(
+                "select k.key from unnest($2::text[]) as k (key)
                  where not exists (select from outbox_relay.parked b
                                     where b.outbox = $1 and b.state = 'blocked'
-                                      and coalesce(b.aggregate_id, '') = k.key)";
-            let going_on = sqlx::query_scalar::<_, String>(going_on)
+                                      and {of_key})"
+            );
+            let going_on = sqlx::query_scalar::<_, String>(AssertSqlSafe(going_on))
                 .bind(outbox)
                 .bind(&keys)
                 .fetch_all(&mut *connection);

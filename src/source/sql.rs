@@ -240,7 +240,7 @@ impl Statements {
             }),
 
             // The first $1 aggregates that wait behind a parked row, by name.
-            // Plan: one probe of `parked_holding` an aggregate, from each to the next, however many
+            // Plan: one probe of `parked_holding_key` an aggregate, from each to the next, however many
             // rows of it are parked.
             fronts: sql(format!(
                 "{fronts} select f.key from fronts f limit $1",
@@ -282,13 +282,14 @@ impl Statements {
             )),
 
             // Which of the aggregates $1 wait behind a parked row.
-            // Plan: one probe of `parked_holding` each.
+            // Plan: one probe of `parked_holding_key` each.
             held: sql(format!(
                 "select k.key
                    from unnest($1::text[]) as k (key)
                   where (select true from outbox_relay.parked p
                           where p.outbox = {outbox} and p.state <> 'dead'
-                            and coalesce(p.aggregate_id, '') = k.key limit 1)"
+                            and {of_key} limit 1)",
+                of_key = of_key("p", "k.key"),
             )),
 
             // Marks or deletes the rows at $2 of the table $1. They are locked by this transaction,
@@ -334,7 +335,7 @@ impl Statements {
             // to publish to the topics $3, which cannot be written now. `nowait`: somebody who is looking into
             // a parked row in a transaction must not hold up the lanes.
             // Plan: the first decided rows by `parked_decided`, then for each aggregate one probe of
-            // `parked_blocked` and the rows before it by `parked_holding`.
+            // `parked_blocked_key` and the rows before it by `parked_holding_key`.
             parked_claim: sql(format!(
                 "select p.parked_id, p.state, p.seq, p.event_id, p.aggregate_type, p.aggregate_id,
                         p.event_type, p.value, p.row_headers, p.row_topic, p.topic, p.headers
@@ -348,7 +349,7 @@ impl Statements {
                                     and not exists (
                                       select from outbox_relay.parked b
                                        where b.outbox = {outbox} and b.state = 'blocked'
-                                         and coalesce(b.aggregate_id, '') = coalesce(d.aggregate_id, '')
+                                         and {of_decided}
                                          and (b.seq, b.parked_id) < (d.seq, d.parked_id))
                                   order by d.seq
                                   limit $2) d) k
@@ -356,14 +357,14 @@ impl Statements {
                         (select b.seq, b.parked_id
                            from outbox_relay.parked b
                           where b.outbox = {outbox} and b.state = 'blocked'
-                            and coalesce(b.aggregate_id, '') = k.key
+                            and {of_blocked}
                           order by b.seq, b.parked_id
                           limit 1) b on true
                   cross join lateral
                         (select h.*
                            from outbox_relay.parked h
                           where h.outbox = {outbox} and h.state <> 'dead'
-                            and coalesce(h.aggregate_id, '') = k.key
+                            and {of_held}
                             and (h.seq, h.parked_id) < (coalesce(b.seq, {last}), coalesce(b.parked_id, {last}))
                           order by h.seq, h.parked_id
                           limit $2
@@ -371,6 +372,9 @@ impl Statements {
                   where p.topic is null or p.state = 'skip' or p.topic <> all ($3::text[])
                   limit $2",
                 last = i64::MAX,
+                of_decided = of_key("b", "coalesce(d.aggregate_id, '')"),
+                of_blocked = of_key("b", "k.key"),
+                of_held = of_key("h", "k.key"),
             )),
 
             // Settles parked rows $1: each gets the state $2 with class $3 and reason $4; 'done' takes
@@ -480,23 +484,36 @@ pub(super) fn promote(outbox: &str, keys: &str) -> String {
                 (select h.parked_id, h.state
                    from outbox_relay.parked h
                   where h.outbox = {outbox} and h.state <> 'dead'
-                    and coalesce(h.aggregate_id, '') = k.key
+                    and {of_key}
                   order by h.seq, h.parked_id
                   limit 1) f
           where p.parked_id = f.parked_id and f.state = 'behind'
-            and p.state = 'behind'"
+            and p.state = 'behind'",
+        of_key = of_key("h", "k.key"),
+    )
+}
+
+/// That the parked row `row` is of the aggregate `key`, both as SQL: as the indexes have it, hash and
+/// beginning, and the whole id, for two that share those.
+pub(super) fn of_key(row: &str, key: &str) -> String {
+    format!(
+        "{row}.hash = hashtext({key})
+         and left(coalesce({row}.aggregate_id, ''), 500) = left({key}, 500)
+         and coalesce({row}.aggregate_id, '') = {key}"
     )
 }
 
 /// `fronts`, to put before a statement: the first parked row of each aggregate that waits. It goes from
-/// one aggregate to the next by the index, and as far as the statement reads.
+/// one aggregate to the next by the index, and as far as the statement reads. Of aggregates that share a
+/// hash and the first 500 characters it finds the one that waits in front.
 fn fronts(outbox: &str) -> String {
     let front = |after: &str| {
         format!(
-            "(select coalesce(h.aggregate_id, '') as key, h.parked_id, h.state
+            "(select h.hash, left(coalesce(h.aggregate_id, ''), 500) as head,
+                     coalesce(h.aggregate_id, '') as key, h.parked_id, h.state
                 from outbox_relay.parked h
                where h.outbox = {outbox} and h.state <> 'dead' {after}
-               order by coalesce(h.aggregate_id, ''), h.seq, h.parked_id
+               order by h.hash, left(coalesce(h.aggregate_id, ''), 500), h.seq, h.parked_id
                limit 1)"
         )
     };
@@ -506,7 +523,7 @@ fn fronts(outbox: &str) -> String {
            union all
            select n.* from fronts f cross join lateral {next} n)",
         first = front(""),
-        next = front("and coalesce(h.aggregate_id, '') > f.key"),
+        next = front("and (h.hash, left(coalesce(h.aggregate_id, ''), 500)) > (f.hash, f.head)"),
     )
 }
 

@@ -493,6 +493,12 @@ fn odd_keys_and_types_arrive_as_they_are_and_a_missing_key_is_parked() {
             key: Some(format!("{CANARY}{noise}")),
             ..row("a key of 9,600 bytes", &topic)
         });
+        keys.push(Row {
+            key: Some(format!("{CANARY}{noise}{noise}")),
+            topic: Some(String::new()),
+            parked: Some("illegal_topic"),
+            ..row("a key of 19,200 bytes, parked", &topic)
+        });
         let tables = vec![
             (Table::native("keys", "jsonb", "jsonb"), keys),
             (Table::classic("classic"), vec![keyless]),
