@@ -15,6 +15,10 @@ test *ARGS:
 soak *ARGS:
     OUTBOX_TEST_SOAK=1 cargo test --test main {{ARGS}}
 
+# lets a fuzzer loose on `config` or `row`; wants nightly Rust and cargo-fuzz
+fuzz TARGET *ARGS:
+    cargo +nightly fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}} {{ARGS}}
+
 # everything CI does
 ci *STEPS:
     .ci/run {{STEPS}}

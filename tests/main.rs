@@ -7,6 +7,7 @@ mod config_cli;
 mod crash;
 mod delivery;
 mod faults;
+mod fuzzed;
 mod harness;
 mod input;
 mod layouts;

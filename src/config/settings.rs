@@ -71,8 +71,11 @@ impl Settings {
         settings
     }
 
-    #[cfg(test)]
-    pub(super) fn of_text(text: &str, environment: &Environment, flags: &Flags) -> Self {
+    /// As [`Settings::gather`], of a file's `text`.
+    #[cfg(any(test, feature = "failpoints"))]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn of_text(text: &str, environment: &Environment, flags: &Flags) -> Self {
         let mut settings = Self::default();
         file::parse("relay.toml", text, &mut settings);
         settings.plain_variables(environment);

@@ -91,6 +91,18 @@ pub fn hot_statements(
         .collect()
 }
 
+/// A record's headers as they are after it was parked, for the tests that compare them.
+///
+/// # Errors
+/// They cannot be read back.
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub fn through_parking(
+    headers: &[crate::record::Header<'_>],
+) -> Result<Vec<crate::record::Header<'static>>, serde_json::Error> {
+    decode::headers_from_json(&decode::headers_to_json(headers))
+}
+
 /// Where events come from. A polling publisher implements it; a log tailer can.
 pub trait Source: Send {
     /// What the source needs to settle a batch: row places and an open transaction, or a log
