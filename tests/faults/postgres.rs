@@ -154,33 +154,44 @@ fn a_statement_timeout_costs_a_batch_each_time_and_nothing_else() {
     });
 }
 
-/// Postgres's own words for a disk without room, from a trigger: a table that cannot grow refuses each
-/// change, and lets rows be read and locked.
 #[test]
-fn a_database_without_room_costs_a_batch_each_time_and_nothing_else() {
-    support::run(async |world| {
+fn a_database_whose_disk_is_full_costs_a_batch_each_time_and_nothing_else() {
+    support::run_on(Stage::with_small_disk(16 << 20), async |world, stage| {
         let scene = Scene::start(world, |setup| setup).await;
+        let disk = stage.clusters[0].small_disk();
         world
-            .execute(
-                "create table full_disk (n int);
-                 create function refuse() returns trigger language plpgsql as $$
-                   begin
-                     if exists (select from public.full_disk) then
-                       raise exception 'could not extend file' using errcode = 'disk_full';
-                     end if;
-                     return null;
-                   end $$;
-                 create trigger refuse before update on outbox for each statement execute function refuse();
-                 insert into full_disk values (1)",
-            )
+            .execute(&format!(
+                "create tablespace small location '{}'",
+                disk.display()
+            ))
             .await;
+        world
+            .execute("alter table outbox set tablespace small")
+            .await;
+        scene.flows().await;
+        world.execute(FILL).await;
         scene.relay.wait_line("53100", LONG).await;
         sleep(Duration::from_secs(2)).await;
-        world.execute("delete from full_disk").await;
+        world.execute("drop table filling").await;
         scene.flows().await;
         scene.end(10 * WORKERS * ROWS_MAX).await;
+        // the test's own database goes with its server, and the disk as well
     });
 }
+
+/// Writes, a block at a time, until there is no room for another.
+const FILL: &str = "\
+create table filling (n int, block char(7000)) tablespace small;
+alter table filling alter column block set storage plain;
+do $$ begin
+  loop
+    begin
+      insert into filling select n, '' from generate_series(1, 20) n;
+    exception when disk_full then
+      exit;
+    end;
+  end loop;
+end $$";
 
 /// The relay cannot settle for some seconds, and Postgres says so by `code`.
 async fn refused_for_a_while<'a>(

@@ -3,17 +3,17 @@
 //! change.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::sleep;
 
 use super::eventually;
 use super::janitor::{self, directory};
-use super::local::{POSTGRES_SETTINGS, Process, initdb, run, unprivileged};
+use super::local::{NOBODY, POSTGRES_SETTINGS, Process, initdb, run, unprivileged};
 use super::proxy::Proxy;
 use super::servers::{self, Kind, Server};
 
@@ -30,6 +30,43 @@ pub(crate) struct Stage {
     pub(crate) clusters: Vec<Cluster>,
     /// What the standby gets from the primary goes through this.
     pub(crate) replication: Option<Proxy>,
+}
+
+/// What a server has to write on.
+#[derive(Debug, Clone, Copy)]
+enum Disk {
+    Any,
+    /// Beside it, one of so many bytes.
+    Small(u64),
+}
+
+impl Disk {
+    /// `program`, with what it is to write on. A small disk is in memory, seen by the server alone, and
+    /// goes with it: mounting wants root, and the server is somebody else then.
+    fn program(self, program: PathBuf, home: &Path) -> Result<Command, String> {
+        let Self::Small(bytes) = self else {
+            return Ok(Command::new(program));
+        };
+        let disk = small_disk(home);
+        fs::create_dir_all(&disk).map_err(|error| error.to_string())?;
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--", "sh", "-ec", ON_A_SMALL_DISK, "sh"])
+            .arg(&disk)
+            .args([bytes.to_string(), NOBODY.to_string()])
+            .arg(program)
+            .current_dir(home);
+        Ok(command)
+    }
+}
+
+const ON_A_SMALL_DISK: &str = "\
+disk=$1 size=$2 user=$3; shift 3
+mount -t tmpfs -o \"size=$size,mode=700,uid=$user,gid=$user\" tmpfs \"$disk\"
+exec setpriv --reuid \"$user\" --regid \"$user\" --clear-groups -- \"$@\"";
+
+fn small_disk(home: &Path) -> PathBuf {
+    home.join("disk")
 }
 
 /// The directory with Debian's newest `postgres`, or why there is none.
@@ -52,7 +89,23 @@ impl Cluster {
         let (home, port) = Self::place()?;
         let mut init = initdb(&programs()?, &home.join("data"));
         run(unprivileged(&mut init, &home)?).await?;
-        Self::serve(home, port, settings).await
+        Self::serve(home, port, settings, Disk::Any).await
+    }
+
+    /// Starts a primary that has, beside its own, a disk of `bytes` to make a table space on.
+    pub(crate) async fn with_small_disk(bytes: u64) -> Result<Self, String> {
+        if !geteuid().is_root() {
+            return Err("only root can mount a small disk for a server".to_owned());
+        }
+        let (home, port) = Self::place()?;
+        let mut init = initdb(&programs()?, &home.join("data"));
+        run(unprivileged(&mut init, &home)?).await?;
+        Self::serve(home, port, &[], Disk::Small(bytes)).await
+    }
+
+    /// The directory of the small disk.
+    pub(crate) fn small_disk(&self) -> PathBuf {
+        small_disk(&self.home)
     }
 
     /// Starts a standby of the server on port `of`, known to it by `name`.
@@ -64,7 +117,7 @@ impl Cluster {
             .arg("-D")
             .arg(home.join("data"));
         run(unprivileged(&mut copy, &home)?).await?;
-        Self::serve(home, port, settings).await
+        Self::serve(home, port, settings, Disk::Any).await
     }
 
     fn place() -> Result<(PathBuf, u16), String> {
@@ -74,15 +127,22 @@ impl Cluster {
         Ok((home, port))
     }
 
-    async fn serve(home: PathBuf, port: u16, settings: &[&str]) -> Result<Self, String> {
-        let mut serve = Command::new(programs()?.join("postgres"));
+    async fn serve(
+        home: PathBuf,
+        port: u16,
+        settings: &[&str],
+        disk: Disk,
+    ) -> Result<Self, String> {
+        let mut serve = disk.program(programs()?.join("postgres"), &home)?;
         serve.arg("-D").arg(home.join("data"));
         serve.args(["-p", &port.to_string()]);
         let everywhere = ["listen_addresses=127.0.0.1", "unix_socket_directories="];
         for setting in everywhere.iter().chain(POSTGRES_SETTINGS).chain(settings) {
             serve.args(["-c", setting]);
         }
-        unprivileged(&mut serve, &home)?;
+        if matches!(disk, Disk::Any) {
+            unprivileged(&mut serve, &home)?;
+        }
         let process = Process::new(Kind::Postgres, port, home.clone(), serve);
         let server = Server::started(process).await?;
         Ok(Self { server, port, home })
@@ -150,6 +210,17 @@ impl Stage {
     pub(crate) async fn primary(settings: &[&str]) -> Result<Self, String> {
         servers::janitor().await;
         let primary = Cluster::primary(settings).await?;
+        Ok(Self {
+            proxy: Proxy::to(primary.port).await,
+            clusters: vec![primary],
+            replication: None,
+        })
+    }
+
+    /// One server, reached through a proxy, that has a small disk beside its own.
+    pub(crate) async fn with_small_disk(bytes: u64) -> Result<Self, String> {
+        servers::janitor().await;
+        let primary = Cluster::with_small_disk(bytes).await?;
         Ok(Self {
             proxy: Proxy::to(primary.port).await,
             clusters: vec![primary],

@@ -36,7 +36,7 @@ const NODE_HEAP: &str = "-Xms64m -Xmx256m";
 /// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
 const SLF4J_VERSION: &str = "1.7.36";
 /// Nobody, for servers that refuse to run as root.
-const NOBODY: u32 = 65534;
+pub(crate) const NOBODY: u32 = 65534;
 
 /// A broker and its controller in one process.
 pub(crate) fn kafka_settings(

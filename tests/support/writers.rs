@@ -414,10 +414,14 @@ fn refused(error: &sqlx::Error) -> bool {
 /// Whether a service would try again: a conflict, or Postgres is away.
 fn passes(error: &sqlx::Error) -> bool {
     match error.as_database_error().and_then(|error| error.code()) {
-        // serialization_failure, deadlock_detected, lock_not_available, too_many_connections,
-        // query_canceled, read_only_sql_transaction, and the server is going or coming
+        // serialization_failure, deadlock_detected, lock_not_available, disk_full,
+        // too_many_connections, query_canceled, read_only_sql_transaction, and the server is going
+        // or coming
         Some(code) => {
-            ["40001", "40P01", "55P03", "53300", "57014", "25006"].contains(&&*code)
+            [
+                "40001", "40P01", "55P03", "53100", "53300", "57014", "25006",
+            ]
+            .contains(&&*code)
                 || code.starts_with("57P")
         }
         None => matches!(
