@@ -22,4 +22,5 @@ mod refusal;
 mod start;
 mod support;
 mod tidy;
+mod traces;
 mod upkeep;

@@ -19,6 +19,17 @@ pub struct Environment {
     unreadable: Vec<String>,
 }
 
+/// Whether the environment names a collector of traces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Collector {
+    /// It does not.
+    None,
+    /// It does.
+    Named,
+    /// It does, and in a way that cannot be served: a sentence.
+    Wrong(String),
+}
+
 impl Environment {
     /// The variables of this process.
     #[must_use]
@@ -63,6 +74,36 @@ impl Environment {
                 .or_else(host)
                 .map(|host| host.trim().to_owned()),
         )
+    }
+
+    /// Where traces go, by OpenTelemetry's variables
+    /// (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
+    #[must_use]
+    pub fn collector(&self) -> Collector {
+        let is = |name: &str, value: &str| {
+            let set = self.get(name).map(Secret::expose);
+            set.is_some_and(|set| set.eq_ignore_ascii_case(value))
+        };
+        let endpoints = [
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+        ];
+        let named = endpoints.iter().any(|name| self.get(name).is_some());
+        if !named || is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
+            return Collector::None;
+        }
+        let protocols = [
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+        ];
+        let protocol = protocols.iter().find(|name| self.get(name).is_some());
+        match protocol {
+            Some(name) if !is(name, "http/protobuf") => Collector::Wrong(format!(
+                "{name} is none that this relay speaks: set it to http/protobuf, and the endpoint to the \
+                 collector's port for that, usually 4318"
+            )),
+            _ => Collector::Named,
+        }
     }
 
     /// The value of a variable.

@@ -16,7 +16,7 @@ use crate::settle::Policies;
 mod file;
 
 mod environment;
-pub use environment::Environment;
+pub use environment::{Collector, Environment};
 
 mod keys;
 

@@ -1,8 +1,10 @@
-//! What surrounds the flow: logs, signals, and the points at which a test can break it.
+//! What surrounds the flow: logs, signals, traces, and the points at which a test can break it.
 
 pub mod log;
 
 pub mod signals;
+
+pub mod traces;
 
 mod failpoint;
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::drain::Drain;
 use super::status::Status;
 use crate::event::Event;
-use crate::ops::{Mistake, makes};
+use crate::ops::{Mistake, makes, traces};
 use crate::outcome::Outcome;
 use crate::record::Record;
 use crate::route::{Kind, Router, Waiting};
@@ -114,11 +114,17 @@ impl Lane {
             held,
             receipt,
         } = batch;
+        let trace = traces::Batch::begin(self.status.outbox(), events.len());
         let (records, decided) = self.prepare(&events, &held, waiting);
         let hasty = makes(Mistake::SettleFirst);
         let outcomes = match hasty {
             true => vec![PUBLISHED; events.len()],
-            false => self.publish(sink, &events, &records, &decided).await,
+            false => {
+                let sends = trace.sends(&records, &decided);
+                let outcomes = self.publish(sink, &events, &records, &decided).await;
+                sends.end(&outcomes);
+                outcomes
+            }
         };
         paused.remember(sink, &events, &records, &outcomes);
 
@@ -144,7 +150,7 @@ impl Lane {
             events: &events,
             failed,
         };
-        source.settle(receipt, &judged).await?;
+        (trace.step("settle", source.settle(receipt, &judged))).await?;
         if hasty {
             self.publish(sink, &events, &records, &decided).await;
         }

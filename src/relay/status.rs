@@ -59,6 +59,12 @@ impl Status {
         }
     }
 
+    /// The table.
+    #[must_use]
+    pub fn outbox(&self) -> &str {
+        &self.outbox
+    }
+
     /// A batch was settled: so many rows published, parked, and moved behind a parked one.
     pub fn settled(&self, published: u64, parked: u64, behind: u64) {
         self.published.fetch_add(published, Ordering::Relaxed);
