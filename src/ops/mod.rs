@@ -4,6 +4,8 @@ pub mod log;
 
 pub mod signals;
 
+pub mod facts;
+
 mod failpoint;
 
 mod mistake;
