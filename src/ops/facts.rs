@@ -122,6 +122,8 @@ pub struct Outbox {
     /// Table-wide: rows a second that services insert, over the last window; null where the database
     /// does not tell.
     pub rate_in_per_s: Option<f64>,
+    /// Table-wide: rows that services inserted so far, as far as the database counts them.
+    pub written: Option<u64>,
     /// The window that rates and quantiles are of: a minute, less after a start.
     pub window_s: f64,
     /// From insert (`created_at`) to settled, over the last window.
