@@ -162,8 +162,8 @@ impl Known {
             database.why = Some(why.clone());
         }
         let sample = sampled.last.as_ref();
-        if let Some((_, at)) = sample {
-            let age = now.saturating_duration_since(*at);
+        if let Some(sample) = sample {
+            let age = now.saturating_duration_since(sample.at);
             database.sampled_at = Some(text_ago(age));
             database.sample_age_s = Some(age.as_secs_f64());
             database.clock_offset_s = Some(status.clock_offset_s());
@@ -190,7 +190,7 @@ impl Known {
             rate_out_per_s: per_s(counted.published.saturating_sub(then.published)),
             rate_in_per_s: rate_in(&sampled),
             written: sample
-                .and_then(|(sample, _)| sample.written)
+                .and_then(|sample| sample.written)
                 .and_then(|written| u64::try_from(written).ok()),
             window_s,
             lag: quantiles(&counted.lag.since(&then.lag)),
@@ -200,8 +200,8 @@ impl Known {
             lanes_held: lanes_held.unwrap_or(0),
             database,
             backlog: Backlog {
-                events: sample.map(|(sample, _)| sample.pending),
-                exact: sample.is_none_or(|(sample, _)| sample.exact),
+                events: sample.map(|sample| sample.pending),
+                exact: sample.is_none_or(|sample| sample.exact),
                 counted_max: u64::from(ROWS_MAX),
             },
             oldest_pending_age_s,
@@ -266,11 +266,11 @@ fn not_ready(kafka: &facts::Kafka, outboxes: &[facts::Outbox]) -> Vec<String> {
 
 /// How old the oldest waiting row is. While the table cannot be asked it may have rows that nobody has
 /// seen: then it is as old as it can be.
-fn oldest(sample: Option<&(Sample, Instant)>, blind: bool) -> Option<f64> {
-    let (sample, at) = sample?;
+fn oldest(sample: Option<&Sample>, blind: bool) -> Option<f64> {
+    let sample = sample?;
     Some(match sample.oldest_age {
-        Some(age) => since(*at, age),
-        None if blind => since(*at, Duration::ZERO),
+        Some(age) => since(sample.at, age),
+        None if blind => since(sample.at, Duration::ZERO),
         None => 0.0,
     })
 }
@@ -309,12 +309,12 @@ fn topics(
     counted: &Counted,
     then: &Counted,
     window_s: f64,
-    sample: Option<&(Sample, Instant)>,
+    sample: Option<&Sample>,
     blind: bool,
 ) -> Vec<Topic> {
-    let exact = sample.is_some_and(|(sample, _)| sample.exact);
+    let exact = sample.is_some_and(|sample| sample.exact);
     let mut waiting: HashMap<String, (u64, Duration)> = match (&status.router, sample) {
-        (Some(router), Some((sample, _))) => by_topic(router, sample),
+        (Some(router), Some(sample)) => by_topic(router, sample),
         _ => HashMap::new(),
     };
     let mut all: BTreeMap<&str, Option<&TopicCounted>> = BTreeMap::new();
@@ -352,8 +352,8 @@ fn topics(
             pending: known.map_or(0, |(rows, _)| rows),
             pending_exact: exact,
             oldest_pending_age_s: match (sample, known) {
-                (Some((_, at)), Some((_, age))) => Some(since(*at, age)),
-                (Some((_, at)), None) if blind => Some(since(*at, Duration::ZERO)),
+                (Some(sample), Some((_, age))) => Some(since(sample.at, age)),
+                (Some(sample), None) if blind => Some(since(sample.at, Duration::ZERO)),
                 (Some(_), None) if exact => Some(0.0),
                 // Further back than was looked: rows of it are as late as the last that came through.
                 (Some(_), None) => lag.quantile(1.0),
@@ -396,8 +396,8 @@ fn freshness(
 }
 
 /// The parked rows of a sample, as they are told.
-fn parked(sample: Option<&(Sample, Instant)>) -> Parked {
-    let Some((sample, at)) = sample else {
+pub(crate) fn parked(sample: Option<&Sample>) -> Parked {
+    let Some(sample) = sample else {
         return Parked::default();
     };
     let blocked = sample
@@ -417,6 +417,6 @@ fn parked(sample: Option<&(Sample, Instant)>) -> Parked {
         exact: sample.parked_exact,
         rows,
         blocked_keys: Some(blocked.map(|alike| alike.keys).sum()),
-        oldest_blocked_age_s: oldest.map(|age| since(*at, age)),
+        oldest_blocked_age_s: oldest.map(|age| since(sample.at, age)),
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 pub use drain::Drain;
 pub use known::Known;
-pub(crate) use known::Snapshot;
+pub(crate) use known::{Snapshot, parked};
 pub use lane::{End, Lane};
 pub use outbox::Ended;
 pub use status::{Counts, Status, chain};

@@ -67,7 +67,7 @@ pub(super) struct Trouble {
 /// What the samples of the table tell.
 #[derive(Debug, Default)]
 pub(super) struct Sampled {
-    pub(super) last: Option<(Sample, Instant)>,
+    pub(super) last: Option<Sample>,
     /// Since when the table cannot be sampled, and why.
     pub(super) away: Option<(Instant, String)>,
     /// Numbers drawn and rows waiting, over the window.
@@ -341,7 +341,7 @@ impl Status {
         {
             sampled.history.pop_front();
         }
-        sampled.last = Some((sample, now));
+        sampled.last = Some(sample);
     }
 
     /// The table could not be sampled. The workers tell the log of it, if they meet it too.

@@ -28,6 +28,7 @@ mod polling;
 mod sampling;
 mod session;
 mod sql;
+mod tables;
 mod takeover;
 mod upkeep;
 mod wakeup;
@@ -43,6 +44,7 @@ pub use left::Left;
 pub use migrate::{Migrated, Migration};
 pub use polling::{Polling, PollingSource};
 pub use sampling::{KindWaiting, ParkedAlike, ROWS_MAX, Sample, Sampler};
+pub use tables::{KnownTable, KnownTables, known_tables};
 pub use upkeep::{Tended, Upkeep};
 pub use wakeup::listen;
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr};
+use tokio::time::Instant;
 
 use super::error::Error;
 use super::layout::{has_headers_and_topic, literal, quote_table};
@@ -25,8 +26,10 @@ use crate::route::Kind;
 pub const ROWS_MAX: u32 = 10_000;
 
 /// What a look found.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
+    /// When the database was asked: the ages are of then.
+    pub at: Instant,
     /// Rows that wait.
     pub pending: u64,
     /// Whether they were counted.
@@ -233,13 +236,19 @@ impl Sampler {
         let connection = self.session.begin(&self.sql.open).await?;
 
         let doing = "read the clock";
-        let asked_us = unix_us();
+        let (at, asked_us) = (Instant::now(), unix_us());
         let clock = sqlx::query_as::<_, (i64, Option<i64>)>(self.sql.clock.clone());
         let (now_us, written) = answer(limit, doing, clock.fetch_one(&mut *connection)).await?;
         let mut sample = Sample {
+            at,
+            pending: 0,
+            exact: true,
+            oldest_age: None,
+            kinds: Vec::new(),
+            parked: Vec::new(),
+            parked_exact: true,
             written,
             clock_offset_us: now_us - i64::midpoint(asked_us, unix_us()),
-            ..Sample::default()
         };
 
         let doing = "look at the first rows of each lane";
