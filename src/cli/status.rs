@@ -266,7 +266,7 @@ fn outbox(text: &mut String, table: &Table, facts: Option<&Outbox>, budget: Opti
             Some(false) => "BROKEN",
             None => "not known",
         };
-        let now = freshness.staleness_s.map_or("?".to_owned(), length);
+        let now = freshness.staleness_s.map_or_else(|| "?".to_owned(), length);
         let budget = length(freshness.budget_s);
         line(
             text,
@@ -276,7 +276,7 @@ fn outbox(text: &mut String, table: &Table, facts: Option<&Outbox>, budget: Opti
     if let Some(facts) = facts {
         let rate_in = facts
             .rate_in_per_s
-            .map_or("?".to_owned(), |rate| format!("{rate:.1}"));
+            .map_or_else(|| "?".to_owned(), |rate| format!("{rate:.1}"));
         let (p50, p99) = (facts.lag.p50_s, facts.lag.p99_s);
         let lag = p50.zip(p99).map_or(String::new(), |(p50, p99)| {
             format!(", lag p50 {} p99 {}", length(p50), length(p99))

@@ -314,13 +314,14 @@ pub fn reference() -> String {
         let labels: Vec<String> = definition.labels.iter().map(|l| format!("`{l}`")).collect();
         let kind = format!("{:?}", definition.kind).to_lowercase();
         // Writing to a string cannot fail.
+        let labels = match labels.join(", ") {
+            none if none.is_empty() => none,
+            labels => format!(" {labels}"),
+        };
         writeln!(
             text,
-            "| `{}` | {kind} | {} | {} | {} |",
-            definition.name,
-            labels.join(", "),
-            definition.over,
-            definition.help
+            "| `{}` | {kind} |{labels} | {} | {} |",
+            definition.name, definition.over, definition.help
         )
         .unwrap_or_default();
     }

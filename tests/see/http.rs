@@ -162,6 +162,10 @@ fn a_worker_that_makes_no_progress_is_told_by_livez() {
         let outbox = Outbox::classic();
         let (setup, _) = outbox.prepare(world).await;
         let seen = Seen::start(&watched(setup).set("http", "stuck_after", "\"1s\"")).await;
+        seen.until("it is served", |status| {
+            status["outboxes"][0]["state"] == "serving"
+        })
+        .await;
         eventually(SOON, "it is well", async || {
             seen.health().await == (true, true)
         })

@@ -93,7 +93,8 @@ fn status_is_one_screen_with_or_without_a_relay() {
         let seen = Seen::start(&watched(world.relay(&[&outbox]))).await;
         outbox.wait_drained(world, SOON).await;
         seen.until("it is told", |status| {
-            status["outboxes"][0]["published"] == 2
+            let outbox = &status["outboxes"][0];
+            outbox["published"] == 2 && outbox["freshness"][0]["kept"] == true
         })
         .await;
         let (code, said) = status(&setup, &["--relay", seen.address()]).await;
