@@ -23,6 +23,9 @@ pub struct Event {
     pub headers: Option<String>,
     /// The row's own topic, where the layout has one. It overrides the template.
     pub topic: Option<String>,
+    /// When the row was inserted, as its `created_at` has it: microseconds since 1970. `None` where
+    /// nobody can tell, and for a retried row. Only for measuring: nothing is decided by it.
+    pub created_at_us: Option<i64>,
     /// The record as it was parked. A retried row is published as it stood, whatever the routing
     /// says today; a row that never got as far as a record has none and is routed again.
     pub parked: Option<Box<Record<'static>>>,

@@ -26,6 +26,7 @@
 //! | few duplicates, none on a graceful stop | [`relay`] (the drain), `source/polling.rs` |
 //! | every copy byte-equal | [`record`], `source/decode.rs` |
 //! | a row that cannot be published delays at most its aggregate | [`settle`], `source/sql.rs` (parked) |
+//! | what is told agrees with what is so | `relay/known.rs`, `source/sampling.rs` |
 //! | bounded memory, connections, transactions | [`config::Relay`], `source/lanes.rs` |
 //!
 //! Files at the top are pure: no await, clock, socket or environment. Folders touch the world. Only

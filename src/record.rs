@@ -190,6 +190,7 @@ mod tests {
             payload: Some(b"{\"n\": 1.50}".to_vec()),
             headers: None,
             topic: None,
+            created_at_us: None,
             parked: None,
         }
     }

@@ -61,9 +61,34 @@ impl Router {
     /// # Errors
     /// The reason to park the row: its topic is not a legal name.
     pub fn topic<'a>(&self, event: &'a Event) -> Result<Cow<'a, str>, Reason> {
-        let topic = match &event.topic {
-            Some(own) => Cow::Borrowed(own.as_str()),
-            None => Cow::Owned(self.template.fill(event)),
+        self.route(
+            &event.aggregate_type,
+            &event.event_type,
+            event.topic.as_deref(),
+        )
+    }
+
+    /// The topic that rows of `kind` belong to.
+    ///
+    /// # Errors
+    /// As of [`Self::topic`].
+    pub fn topic_of<'a>(&self, kind: &'a Kind) -> Result<Cow<'a, str>, Reason> {
+        self.route(
+            &kind.aggregate_type,
+            &kind.event_type,
+            kind.topic.as_deref(),
+        )
+    }
+
+    fn route<'a>(
+        &self,
+        aggregate_type: &str,
+        event_type: &str,
+        own: Option<&'a str>,
+    ) -> Result<Cow<'a, str>, Reason> {
+        let topic = match own {
+            Some(own) => Cow::Borrowed(own),
+            None => Cow::Owned(self.template.fill(aggregate_type, event_type)),
         };
         match illegal(&topic) {
             None => Ok(topic),
@@ -200,15 +225,15 @@ impl Template {
         })
     }
 
-    fn fill(&self, event: &Event) -> String {
-        let mut topic = String::with_capacity(self.text.len() + event.aggregate_type.len());
+    fn fill(&self, aggregate_type: &str, event_type: &str) -> String {
+        let mut topic = String::with_capacity(self.text.len() + aggregate_type.len());
         for part in &self.parts {
             match part {
                 Part::Text(text) => topic.push_str(text),
                 Part::Field(field, case) => {
                     let value = match field {
-                        Field::AggregateType => &event.aggregate_type,
-                        Field::EventType => &event.event_type,
+                        Field::AggregateType => aggregate_type,
+                        Field::EventType => event_type,
                     };
                     match case {
                         Case::Kept => topic.push_str(value),
@@ -253,6 +278,7 @@ mod tests {
             payload: None,
             headers: None,
             topic: topic.map(str::to_owned),
+            created_at_us: None,
             parked: None,
         }
     }

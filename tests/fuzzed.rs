@@ -78,6 +78,7 @@ pub(crate) fn row(data: &[u8]) {
         payload: next().map(<[u8]>::to_vec),
         headers: headers.map(str::to_owned),
         topic: topic.map(str::to_owned),
+        created_at_us: None,
         parked: None,
     };
     let router = Router::new(template);

@@ -19,6 +19,7 @@ mod parked_cost;
 mod placement;
 mod plans;
 mod refusal;
+mod see;
 mod start;
 mod support;
 mod tidy;

@@ -36,6 +36,8 @@ const ARGUMENTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("last", &["16"]),
+    ("sample_heads", &["625"]),
+    ("sample_ends", &[""]),
     (
         "passed_filtered",
         &["'{0,1,2}', '{0,0,9}', '{5000,5000,200000}', '{Order}', '{OrderCreated}', '{\"\"}', 100"],
@@ -113,7 +115,11 @@ async fn explain(world: &World, table: &str, state: &str, all: &mut Vec<String>)
                     sql_of(statement)
                 );
                 execute(&mut connection, &script).await;
-                let explain = format!("explain (costs off) execute hot ({arguments})");
+                let arguments = match *arguments {
+                    "" => String::new(),
+                    some => format!("({some})"),
+                };
+                let explain = format!("explain (costs off) execute hot {arguments}");
                 let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(explain))
                     .persistent(false)
                     .fetch_all(&mut connection)

@@ -19,6 +19,8 @@ pub mod config_file;
 
 pub mod parked;
 
+pub mod status;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -109,6 +111,8 @@ pub enum Command {
     Migrate(migrate::Args),
     /// Look at rows that could not be published, and retry or skip them
     Parked(parked::Args),
+    /// How each outbox is, on one screen
+    Status(status::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -125,6 +129,8 @@ pub enum Task {
     Migrate(migrate::Args, Config),
     /// See [`parked`].
     Parked(parked::Args, Config, Environment),
+    /// See [`status`].
+    Status(status::Args, Config),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
     /// See [`demo`].
@@ -168,6 +174,10 @@ impl Command {
                 let config = load(&args.config_args(), environment, Purpose::Parked)?;
                 Task::Parked(args, config, environment.clone())
             }
+            Self::Status(args) => {
+                let config = load(&args.config_args(), environment, Purpose::Parked)?;
+                Task::Status(args, config)
+            }
             Self::Config(args) => Task::Config(args, environment.clone()),
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
@@ -180,9 +190,10 @@ impl Task {
     #[must_use]
     pub fn log(&self) -> Option<&Log> {
         match self {
-            Self::Run(_, config) | Self::Migrate(_, config) | Self::Parked(_, config, _) => {
-                Some(&config.log)
-            }
+            Self::Run(_, config)
+            | Self::Migrate(_, config)
+            | Self::Parked(_, config, _)
+            | Self::Status(_, config) => Some(&config.log),
             Self::Config(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
@@ -197,6 +208,7 @@ impl Task {
             Self::Parked(args, config, environment) => {
                 Box::pin(parked::run(args, config, environment)).await
             }
+            Self::Status(args, config) => Box::pin(status::run(args, config)).await,
             Self::Config(args, environment) => config_file::run(&args, &environment),
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,

@@ -64,10 +64,13 @@ impl File<'_> {
                 ("outbox", _) => {
                     self.problem(&place, "`outbox` is a list: write `[[outbox]]`".into());
                 }
-                (name @ ("database" | "kafka" | "relay" | "log"), DeValue::Table(table)) => {
+                (
+                    name @ ("database" | "kafka" | "relay" | "http" | "log"),
+                    DeValue::Table(table),
+                ) => {
                     self.section(name, 0, table);
                 }
-                (name @ ("database" | "kafka" | "relay" | "log"), _) => {
+                (name @ ("database" | "kafka" | "relay" | "http" | "log"), _) => {
                     let text = format!("`{name}` is a section: write `[{name}]`");
                     self.problem(&place, text);
                 }

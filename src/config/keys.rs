@@ -84,7 +84,7 @@ pub(super) struct Section {
 }
 
 /// The sections in the order of the file.
-pub(super) const SECTIONS: [Section; 6] = [
+pub(super) const SECTIONS: [Section; 7] = [
     Section {
         name: "database",
         header: "[database]",
@@ -113,6 +113,12 @@ pub(super) const SECTIONS: [Section; 6] = [
         name: "relay",
         header: "[relay]",
         doc: "How much at once, and how long.",
+    },
+    Section {
+        name: "http",
+        header: "[http]",
+        doc: "Where the relay tells how it is: /metrics, /livez, /readyz, /status, and / for people.\n\
+              Read-only, without a password: keep it on loopback or inside the cluster.",
     },
     Section {
         name: "log",
@@ -307,6 +313,24 @@ keys! {
         ..Spec::of("outbox", "flush_before_publish", "true or false")
     };
 
+    /// How old the oldest waiting event may be, before consumers see too much of the past. Only
+    /// watched: exported, shown and counted against.
+    FRESHNESS_BUDGET: Option<Duration> = |w| unless(w, "none"), Spec {
+        default: Some("none"),
+        ..Spec::of("outbox", "freshness_budget", "\"none\" or a duration, such as \"30s\"")
+    };
+
+    /// The same for some topics, such as { orders-events = "5s" }: then freshness_budget is for the
+    /// others, and for the outbox as a whole.
+    FRESHNESS_BUDGET_BY_TOPIC: BTreeMap<String, Duration> = |w| w.durations(AGES), Spec {
+        default: Some("{}"),
+        ..Spec::of(
+            "outbox",
+            "freshness_budget_by_topic",
+            "a table of topics with a duration for each, such as { orders-events = \"5s\" }",
+        )
+    };
+
     /// Batches in hand at once for one table, each with a connection and a producer of its own.
     WORKERS: usize = |w| w.whole(1..=64_u16).map(usize::from), Spec {
         default: Some("4"),
@@ -356,6 +380,35 @@ keys! {
         ..Spec::of("relay", "drain_timeout", "a duration up to 1h, such as \"10s\"")
     };
 
+    /// How often the table is sampled: backlog, oldest event, parked rows. A sample reads a bounded
+    /// number of rows, on one more connection for each outbox.
+    SAMPLE_INTERVAL: Duration = |w| w.duration(TO_AN_HOUR), Spec {
+        default: Some("2s"),
+        ..Spec::of("relay", "sample_interval", TAKES_TO_AN_HOUR)
+    };
+
+    /// host:port to listen on; port 0 takes a free one, which the log tells. A port that is taken
+    /// does not stop the relay: it warns, and tries again.
+    LISTEN: Option<String> = listen, Spec {
+        default: Some("127.0.0.1:9464"),
+        ..Spec::of("http", "listen", "host:port, such as \"127.0.0.1:9464\", or \"off\"")
+    };
+
+    /// True where /readyz is to fail while Kafka or the database cannot be reached, or an outbox
+    /// waits. Not for a sidecar: its readiness is its pod's, and would take the service down with
+    /// Kafka.
+    STRICT_READINESS: bool = Written::boolean, Spec {
+        default: Some("false"),
+        ..Spec::of("http", "strict_readiness", "true or false")
+    };
+
+    /// How long a worker may be at one step before /livez fails. Longer than anything in [database]
+    /// and [relay] may take.
+    STUCK_AFTER: Duration = |w| w.duration(TO_A_DAY), Spec {
+        default: Some("5m"),
+        ..Spec::of("http", "stuck_after", TAKES_TO_A_DAY)
+    };
+
     /// pretty is for people, json for machines. auto: pretty on a terminal, json otherwise.
     FORMAT: LogFormat = |w| w.choice(&[
         ("auto", LogFormat::Auto),
@@ -371,6 +424,13 @@ keys! {
         default: Some("info"),
         variables: &["RUST_LOG"],
         ..Spec::of("log", "filter", "a filter, such as \"info\" or \"warn,outbox_relay=debug\"")
+    };
+
+    /// How often to say how many rows were published and how many wait, for each outbox. While
+    /// nothing comes the pauses double, up to an hour.
+    HEARTBEAT: Option<Duration> = |w| unless(w, "off"), Spec {
+        default: Some("1m"),
+        ..Spec::of("log", "heartbeat", "\"off\" or a duration, such as \"1m\"")
     };
 }
 
@@ -429,14 +489,33 @@ fn lanes(written: &Written) -> Reading<u16> {
     Err(format!("the nearest are {} and {above}", above / 2))
 }
 
+const CENTURY: Duration = Duration::from_secs(100 * 366 * 86_400);
+/// How old things may grow.
+const AGES: RangeInclusive<Duration> = Duration::from_millis(1)..=CENTURY;
+
 fn retention(written: &Written) -> Reading<Option<Duration>> {
-    const CENTURY: Duration = Duration::from_secs(100 * 366 * 86_400);
-    if written.text().is_ok_and(|text| text.trim() == "forever") {
+    unless(written, "forever")
+}
+
+/// A duration, or none where `word` is written.
+fn unless(written: &Written, word: &str) -> Reading<Option<Duration>> {
+    if written.text().is_ok_and(|text| text.trim() == word) {
         return Ok(None);
     }
-    written
-        .duration(Duration::from_millis(1)..=CENTURY)
-        .map(Some)
+    written.duration(AGES).map(Some)
+}
+
+fn listen(written: &Written) -> Reading<Option<String>> {
+    let text = written.some_text()?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let host_and_port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match host_and_port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(_)) => Ok(Some(text.to_owned())),
+        Some(Err(_)) => Err("the port is no number up to 65535".into()),
+        None => Err("a host is wanted too: 0.0.0.0 is all of this machine".into()),
+    }
 }
 
 const POLICIES: [(&str, Policy); 2] = [

@@ -54,6 +54,8 @@ pub struct Config {
     pub outboxes: Vec<Outbox>,
     /// How much at once, and how long.
     pub relay: Relay,
+    /// Where the relay tells how it is.
+    pub http: Http,
     /// How to log.
     pub log: Log,
 }
@@ -110,6 +112,25 @@ pub struct Outbox {
     pub notify: bool,
     /// Whether a batch is published only after all that the claim saw is on the database's disk.
     pub flush_before_publish: bool,
+    /// How old the oldest waiting event may be.
+    pub freshness: Freshness,
+}
+
+/// How old the oldest waiting event may be, before consumers see too much of the past.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Freshness {
+    /// Of the outbox as a whole, and of topics without a budget of their own.
+    pub usual: Option<Duration>,
+    /// Of some topics.
+    pub by_topic: BTreeMap<String, Duration>,
+}
+
+impl Freshness {
+    /// The budget that events of `topic` have.
+    #[must_use]
+    pub fn of(&self, topic: &str) -> Option<Duration> {
+        self.by_topic.get(topic).copied().or(self.usual)
+    }
 }
 
 /// `schema.table`, each part as the catalogue has it: not folded, not quoted.
@@ -160,6 +181,19 @@ pub struct Relay {
     pub retry_backoff_max: Duration,
     /// How long what is in flight may take to finish after the first stop signal.
     pub drain_timeout: Duration,
+    /// How often the table is sampled for the metrics.
+    pub sample_interval: Duration,
+}
+
+/// Where the relay tells how it is.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// `host:port`; `None` is off.
+    pub listen: Option<String>,
+    /// Whether `/readyz` also asks for Kafka and the database.
+    pub strict_readiness: bool,
+    /// How long a worker may be at one step before `/livez` fails.
+    pub stuck_after: Duration,
 }
 
 /// How to log.
@@ -169,6 +203,8 @@ pub struct Log {
     pub format: LogFormat,
     /// A filter as `RUST_LOG` takes it.
     pub filter: String,
+    /// How often to say what was done; `None` is never.
+    pub heartbeat: Option<Duration>,
 }
 
 impl Log {
@@ -181,6 +217,7 @@ impl Log {
         Self {
             format: LogFormat::Auto,
             filter: filter.to_owned(),
+            heartbeat: None,
         }
     }
 }

@@ -9,7 +9,8 @@ use super::keys::{self, Key, PROPERTIES, Spec};
 use super::problem::{Error, Problem};
 use super::written::{Origin, Value, Written};
 use super::{
-    Config, Database, Kafka, Log, OnPublished, Outbox, Relay, Secret, TableName, database_url, file,
+    Config, Database, Freshness, Http, Kafka, Log, OnPublished, Outbox, Relay, Secret, TableName,
+    database_url, file,
 };
 use crate::settle::Policies;
 use crate::sink::properties;
@@ -225,10 +226,17 @@ impl Settings {
                 publish_timeout: self.read(&keys::PUBLISH_TIMEOUT)?,
                 retry_backoff_max: self.read(&keys::RETRY_BACKOFF_MAX)?,
                 drain_timeout: self.read(&keys::DRAIN_TIMEOUT)?,
+                sample_interval: self.read(&keys::SAMPLE_INTERVAL)?,
+            },
+            http: Http {
+                listen: self.read(&keys::LISTEN)?,
+                strict_readiness: self.read(&keys::STRICT_READINESS)?,
+                stuck_after: self.read(&keys::STUCK_AFTER)?,
             },
             log: Log {
                 format: self.read(&keys::FORMAT)?,
                 filter: self.read(&keys::FILTER)?,
+                heartbeat: self.read(&keys::HEARTBEAT)?,
             },
         })
     }
@@ -249,6 +257,10 @@ impl Settings {
             parked_retention: self.read_of(index, &keys::PARKED_RETENTION)?,
             notify: self.read_of(index, &keys::NOTIFY)?,
             flush_before_publish: self.read_of(index, &keys::FLUSH_BEFORE_PUBLISH)?,
+            freshness: Freshness {
+                usual: self.read_of(index, &keys::FRESHNESS_BUDGET)?,
+                by_topic: self.read_of(index, &keys::FRESHNESS_BUDGET_BY_TOPIC)?,
+            },
         })
     }
 

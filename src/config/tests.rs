@@ -179,7 +179,7 @@ fn unknown_keys_are_named_with_their_line_and_the_nearest_key() {
         ),
         (
             "[log]\nx = 1",
-            "relay.toml:8: unknown key `log.x`; there are `format`, `filter`",
+            "relay.toml:8: unknown key `log.x`; there are `format`, `filter`, `heartbeat`",
         ),
         (
             "[kafka.propertys]",

@@ -185,6 +185,34 @@ impl Written {
         pairs.iter().map(read).collect()
     }
 
+    /// A table of lengths of time: `{ a = "5s" }`.
+    pub(super) fn durations(
+        &self,
+        range: RangeInclusive<Duration>,
+    ) -> Reading<BTreeMap<String, Duration>> {
+        let read = |name: &String, value: &Secret| {
+            let value = Self::new(Value::Text(value.clone()), Origin::Default);
+            let duration = value.duration(range.clone());
+            duration.map_err(|why| match why.as_str() {
+                "" => format!("look at `{name}`"),
+                why => format!("look at `{name}`: {why}"),
+            })
+        };
+        let parsed;
+        let pairs = match &self.value {
+            Value::Pairs(pairs) => pairs,
+            Value::Untyped(text) => {
+                parsed = pairs_in(text.expose())?;
+                &parsed
+            }
+            other => return Err(format!("this is {}", other.type_name())),
+        };
+        let read = pairs
+            .iter()
+            .map(|(name, value)| Ok((name.clone(), read(name, value)?)));
+        read.collect()
+    }
+
     pub(super) fn table_name(&self) -> Reading<TableName> {
         TableName::parse(self.text()?)
     }

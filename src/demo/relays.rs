@@ -76,6 +76,8 @@ impl Relays {
             .env("DATABASE_URL", &self.database_url)
             .env("KAFKA_BROKERS", &self.brokers)
             .env("RUST_LOG", "warn")
+            // they all run on one machine
+            .env("OUTBOX_RELAY__HTTP__LISTEN", "off")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

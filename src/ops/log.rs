@@ -5,8 +5,10 @@
 use std::io::{self, IsTerminal as _};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use super::recent::Recent;
 use crate::config::{Log, LogFormat};
 
 /// Starts logging as `config` says. Once in a process.
@@ -22,9 +24,12 @@ pub fn start(config: &Log) -> Result<(), String> {
         .with_env_filter(filter)
         .with_writer(io::stderr);
     let started = match config.format {
-        LogFormat::Pretty => lines.with_ansi(terminal).finish().try_init(),
-        LogFormat::Auto if terminal => lines.finish().try_init(),
-        LogFormat::Auto | LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
+        LogFormat::Pretty => lines.with_ansi(terminal).finish().with(Recent).try_init(),
+        LogFormat::Auto if terminal => lines.finish().with(Recent).try_init(),
+        LogFormat::Auto | LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).finish();
+            lines.with(Recent).try_init()
+        }
     };
     started.map_err(|error| format!("cannot log: {error}"))
 }

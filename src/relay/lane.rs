@@ -7,12 +7,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::drain::Drain;
-use super::status::Status;
+use super::status::{Settled, Status};
 use crate::event::Event;
-use crate::ops::{Mistake, makes, traces};
+use crate::ops::{Mistake, Progress, Step, makes, traces};
 use crate::outcome::Outcome;
 use crate::record::Record;
 use crate::route::{Kind, Router, Waiting};
@@ -62,19 +63,22 @@ pub enum End {
 }
 
 impl Lane {
-    /// Serves until the drain begins, or until the source says that nothing is left.
+    /// Serves until the drain begins, or until the source says that nothing is left. `progress` is
+    /// told at each step.
     ///
     /// # Errors
     /// What went wrong with the source. Nothing is lost by it: the caller may go on with the same
     /// source and sink.
-    pub async fn serve<S: Source, K: Sink>(
+    pub(crate) async fn serve<S: Source, K: Sink>(
         &self,
         source: &mut S,
         sink: &mut K,
+        progress: &Progress,
     ) -> Result<End, Error> {
         let stop = self.drain.stopping();
         let mut paused = Paused::default();
         loop {
+            progress.at(Step::WaitingForKafka);
             tokio::select! {
                 // a stop that has come counts, whatever else is there
                 biased;
@@ -83,9 +87,10 @@ impl Lane {
                 () = lasting(self.patience) => return Ok(End::SinkAway),
             }
             let waiting = paused.waiting(sink);
+            progress.at(Step::Claiming);
             match source.next(&waiting, stop).await? {
                 Next::Batch(batch) => {
-                    let relayed = self.relay(source, sink, batch, &waiting, &mut paused);
+                    let relayed = self.relay(source, sink, batch, &waiting, &mut paused, progress);
                     if relayed.await? == Relayed::Waits {
                         tokio::select! {
                             () = stop.cancelled() => return Ok(End::Stopped),
@@ -108,12 +113,14 @@ impl Lane {
         batch: Batch<S::Receipt>,
         waiting: &Waiting,
         paused: &mut Paused,
+        progress: &Progress,
     ) -> Result<Relayed, Error> {
         let Batch {
             events,
             held,
             receipt,
         } = batch;
+        progress.at(Step::Publishing);
         let trace = traces::Batch::begin(self.status.outbox(), events.len());
         let (records, decided) = self.prepare(&events, &held, waiting);
         let hasty = makes(Mistake::SettleFirst);
@@ -150,13 +157,18 @@ impl Lane {
             events: &events,
             failed,
         };
+        progress.at(Step::Settling);
         (trace.step("settle", source.settle(receipt, &judged))).await?;
         if hasty {
             self.publish(sink, &events, &records, &decided).await;
         }
         // not before: a database that lets rows be claimed may still refuse to settle them
         self.status.well();
-        self.tell(&events, &verdicts);
+        self.status.settled(&Settled {
+            events: &events,
+            records: &records,
+            verdicts: &verdicts,
+        });
         let waits = outcomes.iter().all(|o| *o == Outcome::Paused);
         Ok(if waits {
             Relayed::Waits
@@ -231,6 +243,7 @@ impl Lane {
                 () = self.drain.expired() => {}
             }
         };
+        let began = Instant::now();
         let mut published = match attempts.is_empty() {
             true => Vec::new(),
             false => sink.publish(&attempts, give_up).await,
@@ -246,6 +259,7 @@ impl Lane {
                     .unwrap_or(Outcome::Unfinished)
             })
             .collect();
+        self.status.attempted(decided, &outcomes, began.elapsed());
         self.suspects(|suspects| {
             for (event, outcome) in events.iter().zip(&outcomes) {
                 match outcome {
@@ -262,23 +276,6 @@ impl Lane {
 
     fn suspects<T>(&self, act: impl FnOnce(&mut HashSet<Uuid>) -> T) -> T {
         act(&mut self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Says what changed: rows that were parked are never silent.
-    fn tell(&self, events: &[Event], verdicts: &[Verdict]) {
-        let (mut done, mut parked, mut behind) = (0, 0, 0);
-        for (event, verdict) in events.iter().zip(verdicts) {
-            match verdict {
-                Verdict::Done => done += 1,
-                Verdict::Behind => behind += 1,
-                Verdict::Release => {}
-                Verdict::Park(reason, policy) => {
-                    parked += 1;
-                    self.status.parked(event, reason, *policy);
-                }
-            }
-        }
-        self.status.settled(done, parked, behind);
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod dead_letters;
 mod drain;
+mod known;
 mod lane;
 mod outbox;
 mod status;
+mod watch;
 
 #[cfg(test)]
 mod simulated;
@@ -14,11 +16,14 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 pub use drain::Drain;
+pub use known::Known;
+pub(crate) use known::{Snapshot, parked};
 pub use lane::{End, Lane};
 pub use outbox::Ended;
 pub use status::{Counts, Status, chain};
 
 use crate::config::Config;
+use crate::ops::http;
 use crate::sink::Topics;
 use crate::source::Left;
 
@@ -62,8 +67,19 @@ pub async fn run(
     drain: &Drain,
 ) -> Vec<Served> {
     let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
+    let statuses = config
+        .outboxes
+        .iter()
+        .map(|outbox| Arc::new(Status::of(outbox)));
+    let statuses: Vec<_> = statuses.collect();
+    let known = Arc::new(Known::new(config, &topics, statuses.clone(), drain));
+    let mut beside = JoinSet::new();
+    beside.spawn(watch::heartbeat(Arc::clone(&known), config.log.heartbeat));
+    if let Some(listen) = config.http.listen.clone() {
+        beside.spawn(http::serve(listen, Arc::clone(&known)));
+    }
     let mut outboxes = JoinSet::new();
-    for outbox in &config.outboxes {
+    for (outbox, status) in config.outboxes.iter().zip(statuses) {
         let serving = outbox::Serving {
             config: Arc::clone(config),
             outbox: outbox.clone(),
@@ -71,7 +87,7 @@ pub async fn run(
             until,
             prepare,
             drain: drain.clone(),
-            status: Arc::new(Status::new(outbox.table.to_string())),
+            status,
         };
         outboxes.spawn(serving.run());
     }
@@ -88,5 +104,6 @@ pub async fn run(
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
+    beside.shutdown().await;
     all
 }

@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lane::{End, Lane};
-use super::{Counts, Drain, Prepare, Served, Status, Until, dead_letters};
+use super::{Counts, Drain, Prepare, Served, Status, Until, dead_letters, watch};
 use crate::backoff::Backoff;
 use crate::config::{Config, Outbox};
-use crate::ops::random;
+use crate::ops::facts::State;
+use crate::ops::{Progress, Reminders, Step, random};
 use crate::route::Router;
 use crate::sink::{KafkaSink, Sink as _, Topics};
 use crate::source::{
@@ -20,9 +21,8 @@ use crate::source::{
     Upkeep, listen,
 };
 
-/// How often an outbox that must wait is looked at, and how often that is said.
+/// How often an outbox that must wait is looked at.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-const REMINDER: Duration = Duration::from_secs(60);
 
 /// How often an outbox that is served is looked at: what somebody does to its sequence is told by then.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
@@ -107,9 +107,11 @@ impl Serving {
     /// that has `served` it waits until it is mended, as in any other outage.
     async fn look(&self, served: bool) -> Result<Arc<Polling>, Ended> {
         let stop = self.drain.stopping();
-        let mut said: Option<(String, Instant)> = None;
+        let mut said: Option<(String, Reminders)> = None;
         let began = Instant::now();
+        let progress = self.status.loops.begin("look");
         loop {
+            progress.at(Step::Looking);
             let looked = tokio::select! {
                 () = stop.cancelled() => return Err(Ended::Stopped),
                 looked = self.look_once() => looked,
@@ -142,11 +144,17 @@ impl Serving {
                 if self.until == Until::Empty {
                     return Err(Ended::Unavailable(line));
                 }
-                let again =
-                    |(text, at): &(String, Instant)| *text == line && at.elapsed() < REMINDER;
-                if !said.as_ref().is_some_and(again) {
+                self.status.enter(State::Waiting, Some(line.clone()));
+                let now = Instant::now();
+                let again = match &mut said {
+                    Some((text, reminders)) if *text == line => !reminders.due(now),
+                    said => {
+                        *said = Some((line.clone(), Reminders::new(now)));
+                        false
+                    }
+                };
+                if !again {
                     tracing::warn!(outbox = %self.outbox.table, "{line}");
-                    said = Some((line, Instant::now()));
                 }
             }
             tokio::select! {
@@ -205,6 +213,7 @@ impl Serving {
             suspects: Mutex::new(HashSet::new()),
         });
         let mut workers = JoinSet::new();
+        self.status.serving(polling, self.config.relay.workers);
         for _ in 0..self.config.relay.workers {
             workers.spawn(Worker::new(self, polling, &lane).run());
         }
@@ -214,6 +223,14 @@ impl Serving {
             Arc::clone(&self.config),
             self.outbox.clone(),
             Arc::clone(polling),
+            Arc::clone(&self.status),
+            beside.clone(),
+        ));
+        helpers.spawn(watch::sample(
+            Arc::clone(&self.config),
+            self.outbox.clone(),
+            Arc::clone(polling),
+            Arc::clone(&self.status),
             beside.clone(),
         ));
         if let Some(topic) = &self.outbox.dead_letter_topic {
@@ -326,9 +343,13 @@ impl Worker {
             ..
         } = &*self.config;
         let mut sink = KafkaSink::new(kafka, relay, Arc::clone(&self.topics));
+        let progress = self.lane.status.loops.begin("worker");
         let source = PollingSource::new(&self.polling, database, relay);
         let worked = match source {
-            Ok(mut source) => self.serve(&mut source, &mut sink).await,
+            Ok(source) => {
+                let mut source = source.watched(&self.lane.status.tally, &progress);
+                self.serve(&mut source, &mut sink, &progress).await
+            }
             Err(error) => Worked::Ended(Ended::Wrong(vec![super::chain(&error)])),
         };
         sink.close().await;
@@ -336,13 +357,18 @@ impl Worker {
     }
 
     /// Serves until the end, whatever goes wrong in between.
-    async fn serve(&self, source: &mut PollingSource, sink: &mut KafkaSink) -> Worked {
+    async fn serve(
+        &self,
+        source: &mut PollingSource,
+        sink: &mut KafkaSink,
+        progress: &Progress,
+    ) -> Worked {
         let stop = self.lane.drain.stopping();
         let first = Duration::from_millis(100);
         let mut backoff = Backoff::new(first, self.config.relay.retry_backoff_max);
         loop {
             let served = Instant::now();
-            let error = match self.lane.serve(source, sink).await {
+            let error = match self.lane.serve(source, sink, progress).await {
                 Ok(End::Stopped) => return Worked::Ended(Ended::Stopped),
                 Ok(End::Empty) => return Worked::Ended(Ended::Empty),
                 Ok(End::SinkAway) => {
@@ -366,6 +392,7 @@ impl Worker {
                 Error::Unsettled { .. } => UNSETTLED_PAUSE,
                 _ => backoff.next(random()),
             };
+            progress.at(Step::BackingOff);
             tokio::select! {
                 () = stop.cancelled() => return Worked::Ended(Ended::Stopped),
                 () = tokio::time::sleep(pause) => {}
@@ -379,25 +406,33 @@ async fn upkeep(
     config: Arc<Config>,
     outbox: Outbox,
     polling: Arc<Polling>,
+    status: Arc<Status>,
     stop: CancellationToken,
 ) {
     let Ok(mut upkeep) = Upkeep::new(&config.database, &outbox, &polling) else {
         return;
     };
+    let progress = status.loops.begin("upkeep");
     let mut looking = LookingAgain::default();
     let (mut tend_at, mut look_at) = (Instant::now() + upkeep.pause(), Instant::now() + LOOK_AGAIN);
     loop {
+        progress.at(Step::Resting);
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep_until(look_at) => {
+                progress.at(Step::Looking);
                 looking.look(&config, &outbox).await;
                 look_at = Instant::now() + LOOK_AGAIN;
                 continue;
             }
             () = tokio::time::sleep_until(tend_at) => {}
         }
-        match upkeep.tend().await {
+        progress.at(Step::Tending);
+        let began = Instant::now();
+        match upkeep.tend(&progress).await {
             Ok(Tended { purged, dropped }) => {
+                status.tally.asked("upkeep", began.elapsed());
+                status.tally.count(|counted| counted.purged += purged);
                 if purged > 0 {
                     tracing::info!(outbox = %outbox.table, purged, "purged marked rows");
                 }
@@ -421,10 +456,10 @@ async fn upkeep(
 }
 
 /// Says what has become wrong with a table since the start, such as a sequence that caches now: when
-/// it is found, and once a minute.
+/// it is found, and ever more seldom.
 #[derive(Default)]
 struct LookingAgain {
-    said: Option<(Vec<String>, Instant)>,
+    said: Option<(Vec<String>, Reminders)>,
 }
 
 impl LookingAgain {
@@ -439,15 +474,19 @@ impl LookingAgain {
             // what cannot be asked now is the workers' trouble too, and they tell it
             Err(_) => return,
         };
-        let again =
-            |(said, at): &(Vec<String>, Instant)| *said == problems && at.elapsed() < REMINDER;
-        if self.said.as_ref().is_some_and(again) {
+        let now = Instant::now();
+        if let Some((said, reminders)) = &mut self.said
+            && *said == problems
+            && !reminders.due(now)
+        {
             return;
         }
         for problem in &problems {
             tracing::error!(outbox = %outbox.table, "{problem}");
         }
-        self.said = Some((problems, Instant::now()));
+        if self.said.as_ref().is_none_or(|(said, _)| *said != problems) {
+            self.said = Some((problems, Reminders::new(now)));
+        }
     }
 }
 

@@ -265,6 +265,7 @@ impl Run {
             payload: None,
             headers: None,
             topic: Some(topic.to_owned()),
+            created_at_us: None,
             parked: None,
         };
         let id = event.id.to_string();
@@ -349,8 +350,9 @@ impl Run {
         let mut source = ScriptedSource::new(&self.outbox, rows_max, lanes_max, until_empty);
         let (mut sink, lane) = (self.sink.clone(), Arc::clone(lane));
         async move {
+            let progress = lane.status.loops.begin("worker");
             loop {
-                match lane.serve(&mut source, &mut sink).await {
+                match lane.serve(&mut source, &mut sink, &progress).await {
                     Ok(end) => return end,
                     Err(_) => tokio::select! {
                         biased;

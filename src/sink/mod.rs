@@ -14,6 +14,8 @@ pub use settings::check;
 mod topics;
 pub use topics::Topics;
 
+mod known;
+
 mod polled;
 
 mod producer;
@@ -100,6 +102,7 @@ mod testing {
             publish_timeout: Duration::from_secs(10),
             retry_backoff_max: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(10),
+            sample_interval: Duration::from_secs(2),
         }
     }
 }

@@ -146,6 +146,19 @@ pub(super) fn in_words(error: &KafkaError) -> String {
     }
 }
 
+impl TopicFault {
+    /// A short, stable word for metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Denied => "denied",
+            Self::Leaderless => "leaderless",
+            Self::Silent => "silent",
+            Self::Refuses(_) => "refuses",
+        }
+    }
+}
+
 impl fmt::Display for TopicFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -272,6 +272,7 @@ mod tests {
             payload: None,
             headers: None,
             topic: None,
+            created_at_us: None,
             parked: None,
         }
     }

@@ -12,7 +12,7 @@
 //! - When a pause or a hold is over, one publish of the process tries, and for the others it goes on
 //!   meanwhile.
 //! - A pause, its end, the cluster's going and its return are each logged once, by whichever worker
-//!   meets them first; while the cluster is away there is at most one reminder a minute.
+//!   meets them first; while the cluster is away there are reminders, ever more seldom.
 //!
 //! What is told by silence alone, a broker that cannot be reached or too few replicas in sync, is the
 //! partition's: its records went unanswered though the cluster answers. It is tried with one record
@@ -34,7 +34,7 @@ use super::outcome::TopicFault;
 use super::settings::Sizes;
 use crate::backoff::Backoff;
 use crate::config;
-use crate::ops::random;
+use crate::ops::{Reminders, random};
 use crate::partition;
 
 /// Shortest pause of a topic that cannot be written.
@@ -48,13 +48,11 @@ const PATIENT_EVERY: u32 = 8;
 const LIMIT_RECHECK_AFTER: Duration = Duration::from_secs(1);
 /// How old a topic's facts may grow before they are read again.
 const RECHECK_AFTER: Duration = Duration::from_secs(180);
-/// Shortest time between two reminders that Kafka is away.
-const REMIND_AFTER: Duration = Duration::from_secs(60);
 
 /// What the sinks of one process know about topics and the cluster.
 #[derive(Debug)]
 pub struct Topics {
-    brokers: String,
+    pub(super) brokers: String,
     default_limit_bytes: usize,
     pause_max: Duration,
     /// Longer than a publish lasts: so long is a try another's to make.
@@ -64,7 +62,7 @@ pub struct Topics {
 }
 
 #[derive(Debug, Default)]
-struct Facts {
+pub(super) struct Facts {
     /// `None` until they were read, and after something made them doubtful.
     read_at: Option<Instant>,
     partitions: usize,
@@ -74,14 +72,15 @@ struct Facts {
     limit_asked: bool,
     limit_asked_at: Option<Instant>,
     proven: bool,
-    pause: Option<Pause>,
-    holds: BTreeMap<i32, Hold>,
+    pub(super) pause: Option<Pause>,
+    pub(super) holds: BTreeMap<i32, Hold>,
 }
 
 #[derive(Debug)]
-struct Pause {
-    fault: TopicFault,
-    until: Instant,
+pub(super) struct Pause {
+    pub(super) fault: TopicFault,
+    pub(super) since: Instant,
+    pub(super) until: Instant,
     /// Somebody tries the topic, until then at most.
     tried: bool,
     backoff: Backoff,
@@ -89,10 +88,11 @@ struct Pause {
 
 /// A partition takes nothing.
 #[derive(Debug)]
-struct Hold {
+pub(super) struct Hold {
+    pub(super) since: Instant,
     /// Kafka says that nobody leads it.
     leaderless: bool,
-    until: Instant,
+    pub(super) until: Instant,
     /// Somebody tries it, until then at most.
     tried: bool,
     backoff: Backoff,
@@ -100,10 +100,12 @@ struct Hold {
 
 /// The cluster is away, or is back and has taken no record yet.
 #[derive(Debug)]
-struct Outage {
-    since: Instant,
-    reminded: Instant,
-    answers: bool,
+pub(super) struct Outage {
+    pub(super) since: Instant,
+    reminders: Reminders,
+    pub(super) answers: bool,
+    /// In librdkafka's words.
+    pub(super) why: String,
 }
 
 /// Whether a topic can be written now.
@@ -498,6 +500,7 @@ impl Topics {
             .is_some_and(|pause| pause.fault == fault);
         let pause = facts.pause.get_or_insert_with(|| Pause {
             fault,
+            since: now,
             until: now,
             tried: false,
             backoff: Backoff::new(PAUSE_MIN, self.pause_max),
@@ -519,7 +522,7 @@ impl Topics {
     }
 
     /// What the operator can do about `fault`.
-    fn next_step(&self, topic: &str, fault: TopicFault) -> String {
+    pub(super) fn next_step(&self, topic: &str, fault: TopicFault) -> String {
         let brokers = &self.brokers;
         match fault {
             TopicFault::Unknown => format!(
@@ -554,8 +557,9 @@ impl Topics {
         let Some(known) = outage.as_mut() else {
             *outage = Some(Outage {
                 since: now,
-                reminded: now,
+                reminders: Reminders::new(now),
                 answers: false,
+                why: why.to_owned(),
             });
             drop(outage);
             warn!(
@@ -567,10 +571,10 @@ impl Topics {
             return;
         };
         known.answers = false;
-        if now.duration_since(known.reminded) < REMIND_AFTER {
+        why.clone_into(&mut known.why);
+        if !known.reminders.due(now) {
             return;
         }
-        known.reminded = now;
         let seconds = now.duration_since(known.since).as_secs();
         drop(outage);
         warn!(
@@ -595,12 +599,12 @@ impl Topics {
         }
     }
 
-    fn facts(&self) -> MutexGuard<'_, HashMap<String, Facts>> {
+    pub(super) fn facts(&self) -> MutexGuard<'_, HashMap<String, Facts>> {
         // every change is whole before anything can panic
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
+    pub(super) fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -629,6 +633,7 @@ impl Hold {
     /// Over at once, until it is stepped.
     fn new(now: Instant, pause_max: Duration) -> Self {
         Self {
+            since: now,
             leaderless: false,
             until: now,
             tried: false,

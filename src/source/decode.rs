@@ -56,11 +56,12 @@ fn read_claimed(row: &PgRow) -> Result<ClaimedRow, sqlx::Error> {
         payload: bytes(row.try_get_raw(8)?)?,
         headers: row.try_get_unchecked(9)?,
         topic: row.try_get_unchecked(10)?,
+        created_at_us: time(row.try_get_raw(11)?)?,
         parked: None,
     };
     let table = row.try_get_unchecked::<sqlx::postgres::types::Oid, _>(2)?.0;
     let place = place(table, row.try_get_raw(3)?)?;
-    let holding = row.try_get_unchecked(11)?;
+    let holding = row.try_get_unchecked(12)?;
     Ok(ClaimedRow {
         lane: row.try_get_unchecked(0)?,
         place,
@@ -83,6 +84,19 @@ fn place(table: u32, tid: PgValueRef<'_>) -> Result<Place, sqlx::Error> {
             other.len()
         ))))),
     }
+}
+
+/// A time on the wire is microseconds since 2000, big-endian; the ends of the range are the
+/// infinities (`src/include/datatype/timestamp.h`). One without a zone is taken for UTC.
+fn time(value: PgValueRef<'_>) -> Result<Option<i64>, sqlx::Error> {
+    const Y2000_US: i64 = 946_684_800_000_000;
+    if value.is_null() {
+        return Ok(None);
+    }
+    let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+    let bytes = <[u8; 8]>::try_from(bytes).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let since = Some(i64::from_be_bytes(bytes)).filter(|since| *since != i64::MIN);
+    Ok(since.and_then(|since| since.checked_add(Y2000_US)))
 }
 
 /// Text and bytea look alike in the binary format: their bytes.
@@ -125,6 +139,8 @@ fn read_parked(row: &PgRow) -> Result<ParkedRow, sqlx::Error> {
         payload: row.try_get(7)?,
         headers: row.try_get(8)?,
         topic: row.try_get(9)?,
+        // what it waited for is somebody's decision, not a lag
+        created_at_us: None,
         parked: None,
     };
     let topic: Option<String> = row.try_get(10)?;

@@ -25,8 +25,10 @@ pub mod parked;
 mod parking;
 mod passing;
 mod polling;
+mod sampling;
 mod session;
 mod sql;
+mod tables;
 mod takeover;
 mod upkeep;
 mod wakeup;
@@ -41,6 +43,8 @@ pub use inspect::{Inspection, Inspector};
 pub use left::Left;
 pub use migrate::{Migrated, Migration};
 pub use polling::{Polling, PollingSource};
+pub use sampling::{KindWaiting, ParkedAlike, ROWS_MAX, Sample, Sampler};
+pub use tables::{KnownTable, KnownTables, known_tables};
 pub use upkeep::{Tended, Upkeep};
 pub use wakeup::listen;
 
@@ -68,6 +72,7 @@ pub fn hot_statements(
         tcp_ms: 30_000,
     };
     let all = sql::Statements::render(table, timeouts);
+    let sampling = sampling::Sql::render(name, layout, lanes, 30_000);
     let named = [
         ("open", all.open),
         ("lanes", all.lanes),
@@ -80,6 +85,8 @@ pub fn hot_statements(
         ("skipped", all.skipped.plain),
         ("fronts", all.fronts),
         ("held", all.held),
+        ("sample_heads", sampling.heads),
+        ("sample_ends", sampling.ends),
         ("finish", all.finish),
         ("parked_claim", all.parked_claim),
         ("parked_promote", all.parked_promote),

@@ -22,6 +22,7 @@
 //! row, and of zombies that settle what they no longer own.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ use super::session::{Session, answer};
 use super::sql::Statements;
 use super::{Batch, Error, Judged, Next, Source};
 use crate::config::Database;
-use crate::ops::{Mistake, failpoint, is_news, makes, random};
+use crate::ops::{Mistake, Poll, Progress, Step, Tally, failpoint, is_news, makes, random};
 use crate::route::Waiting;
 use crate::settle::Verdict;
 
@@ -61,6 +62,8 @@ pub struct Polling {
     pub(super) memory: Mutex<Memory>,
     /// Told when a worker that waits may have something to do.
     pub(super) wake: Notify,
+    /// Lanes whose rows workers of this process have in hand.
+    in_hand: AtomicU16,
 }
 
 /// What earlier claims taught.
@@ -129,6 +132,7 @@ impl Polling {
             barrier,
             memory: Mutex::new(memory),
             wake: Notify::new(),
+            in_hand: AtomicU16::new(0),
         }
     }
 
@@ -142,6 +146,12 @@ impl Polling {
     pub fn leave(&self) {
         self.memory(|memory| memory.leave = true);
         self.wake.notify_waiters();
+    }
+
+    /// The number of lanes in force, and how many of them workers of this process have in hand.
+    #[must_use]
+    pub fn lanes(&self) -> (u16, u16) {
+        (self.lanes_count, self.in_hand.load(Ordering::Relaxed))
     }
 
     pub(super) fn statements(&self) -> &Statements {
@@ -160,6 +170,10 @@ pub struct PollingSource {
     pub(super) polling: Arc<Polling>,
     pub(super) session: Session,
     pub(super) claim_bytes_max: usize,
+    /// Who counts what this worker does, and who watches that it does something.
+    watched: Option<(Arc<Tally>, Arc<Progress>)>,
+    /// Whether the last claim brought as many rows of some lane as were asked for.
+    full: bool,
 }
 
 /// What was claimed, for settling it.
@@ -198,6 +212,8 @@ struct HeldLanes {
     /// Whether a claim of them is under way. One that does not end well is not made again as it
     /// was: it may have been too large.
     claiming: bool,
+    /// How many of them count as in hand.
+    counted: u16,
 }
 
 impl HeldLanes {
@@ -209,9 +225,23 @@ impl HeldLanes {
     }
 }
 
+impl HeldLanes {
+    /// The worker got `lanes`.
+    fn taken(&mut self, lanes: &[i32]) {
+        lanes.clone_into(&mut self.lanes);
+        self.counted = u16::try_from(lanes.len()).unwrap_or(0);
+        self.polling
+            .in_hand
+            .fetch_add(self.counted, Ordering::Relaxed);
+    }
+}
+
 impl Drop for HeldLanes {
     fn drop(&mut self) {
         let now = Instant::now();
+        self.polling
+            .in_hand
+            .fetch_sub(self.counted, Ordering::Relaxed);
         self.polling.memory(|memory| {
             if self.claiming {
                 memory.lanes.settled(&self.lanes, true, random(), now);
@@ -235,7 +265,36 @@ impl PollingSource {
             polling: Arc::clone(polling),
             session: Session::new(database)?,
             claim_bytes_max: relay.claim_bytes_max,
+            watched: None,
+            full: false,
         })
+    }
+
+    /// This worker counts what it does into `tally`, and tells `progress` of each step.
+    #[must_use]
+    pub(crate) fn watched(mut self, tally: &Arc<Tally>, progress: &Arc<Progress>) -> Self {
+        self.watched = Some((Arc::clone(tally), Arc::clone(progress)));
+        self
+    }
+
+    fn at(&self, step: Step) {
+        if let Some((_, progress)) = &self.watched {
+            progress.at(step);
+        }
+    }
+
+    /// Counts a claim that took as long as it is since `began`.
+    fn polled(&self, claim: &Result<Claim, Error>, began: Instant) {
+        let Some((tally, _)) = &self.watched else {
+            return;
+        };
+        let (poll, rows) = match claim {
+            Ok(Claim::Batch(batch)) if self.full => (Poll::Full, batch.events.len()),
+            Ok(Claim::Batch(batch)) => (Poll::Partial, batch.events.len()),
+            Ok(Claim::Nothing | Claim::Settled) => (Poll::Empty, 0),
+            Err(_) => (Poll::Error, 0),
+        };
+        tally.polled(poll, rows, began.elapsed());
     }
 
     /// Claims from the lanes of `offer`; what was claimed is past the flush barrier, if there is one.
@@ -257,9 +316,15 @@ impl PollingSource {
             lanes: offer.lanes.clone(),
             sweeping,
             claiming: false,
+            counted: 0,
         };
+        self.full = false;
         let (lanes, decided) = self.take_lanes(&offer).await?;
-        held.lanes.clone_from(&lanes);
+        held.taken(&lanes);
+        if let Some((tally, _)) = &self.watched {
+            let taken = u64::try_from(lanes.len()).unwrap_or(0);
+            tally.count(|counted| counted.lanes_taken += taken);
+        }
         polling.memory(|memory| memory.lanes.taken(&offer, &lanes, Instant::now()));
         if lanes.is_empty() {
             held.sweeping = false;
@@ -297,8 +362,9 @@ impl PollingSource {
         held.claiming = true;
         let mut rows = self.claim_rows(&lanes, &asked, filter.as_ref()).await?;
         held.claiming = false;
+        let came = rows.came(&lanes, &asked);
+        self.full = came.iter().any(|lane| lane.came >= lane.asked);
         polling.memory(|memory| {
-            let came = rows.came(&lanes, &asked);
             let (kept, now) = ((rows.rows.len(), rows.bytes), Instant::now());
             memory.lanes.claimed(&came, kept, sweeping, now);
             if memory.lanes.has_backlog() {
@@ -449,7 +515,11 @@ impl Source for PollingSource {
             match turn {
                 Turn::Claim(offer) => {
                     let sweep = offer.sweep;
-                    match self.claim_safely(offer, waiting).await {
+                    self.at(Step::Claiming);
+                    let began = Instant::now();
+                    let claim = self.claim_safely(offer, waiting).await;
+                    self.polled(&claim, began);
+                    match claim {
                         Ok(Claim::Batch(batch)) => return Ok(Next::Batch(batch)),
                         Ok(Claim::Nothing) if sweep => polling.memory(|memory| {
                             memory.empty = memory.lanes.at_rest();
@@ -464,17 +534,24 @@ impl Source for PollingSource {
                         }
                     }
                 }
-                Turn::Wait(until) => tokio::select! {
-                    () = stop.cancelled() => return Ok(Next::Stopped),
-                    () = wake => {}
-                    () = tokio::time::sleep_until(until) => {}
-                },
+                Turn::Wait(until) => {
+                    self.at(Step::WaitingForRows);
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(Next::Stopped),
+                        () = wake => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
             }
         }
     }
 
     async fn settle(&mut self, receipt: Receipt, judged: &Judged<'_>) -> Result<(), Error> {
+        let began = Instant::now();
         let settled = self.settle_all(&receipt, judged).await;
+        if let Some((tally, _)) = &self.watched {
+            tally.asked("settle", began.elapsed());
+        }
         match settled {
             Ok(()) => {
                 receipt.held.settled(judged.failed);
@@ -521,6 +598,7 @@ mod tests {
             publish_timeout: SECOND,
             retry_backoff_max: SECOND,
             drain_timeout: SECOND,
+            sample_interval: Duration::from_secs(2),
         };
         let settings = Settings {
             outbox: name.to_string(),

@@ -193,7 +193,7 @@ impl Statements {
                       cross join lateral
                             (select l.lane, t.seq, t.tableoid, t.ctid, t.id, t.aggregate_type::text,
                                     t.aggregate_id::text, t.event_type::text, {payload},
-                                    {own_headers}, {own_topic}
+                                    {own_headers}, {own_topic}, t.created_at
                                from {rows} t
                               where {pending} and {lane} = l.lane {after} {waits}
                               order by t.seq

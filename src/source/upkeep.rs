@@ -10,6 +10,7 @@ use super::polling::Polling;
 use super::session::{Session, answer};
 use super::sql::Statements;
 use crate::config::{Database, OnPublished, Outbox};
+use crate::ops::{Progress, Step};
 
 /// Rows in one deletion, so that no lock is held for long and no replica falls behind.
 const PURGE_ROWS: i64 = 5_000;
@@ -74,13 +75,13 @@ impl Upkeep {
     ///
     /// # Errors
     /// Postgres could not be asked, or refused.
-    pub async fn tend(&mut self) -> Result<Tended, Error> {
-        let tended = self.tend_once().await;
+    pub(crate) async fn tend(&mut self, progress: &Progress) -> Result<Tended, Error> {
+        let tended = self.tend_once(progress).await;
         self.session.discard();
         tended
     }
 
-    async fn tend_once(&mut self) -> Result<Tended, Error> {
+    async fn tend_once(&mut self, progress: &Progress) -> Result<Tended, Error> {
         let statements = self.polling.statements().clone();
         let limit = self.session.answer_timeout();
         let connection = self.session.begin(&statements.open).await?;
@@ -88,18 +89,19 @@ impl Upkeep {
         answer(limit, "let parked rows without a front go on", sweep).await?;
         self.session.end("commit").await?;
         Ok(Tended {
-            purged: self.purge(&statements).await?,
-            dropped: self.drop_parked(&statements).await?,
+            purged: self.purge(&statements, progress).await?,
+            dropped: self.drop_parked(&statements, progress).await?,
         })
     }
 
-    async fn purge(&mut self, statements: &Statements) -> Result<u64, Error> {
+    async fn purge(&mut self, statements: &Statements, progress: &Progress) -> Result<u64, Error> {
         let Some(kept) = self.retention else {
             return Ok(0);
         };
         let limit = self.session.answer_timeout();
         let (mut place, mut purged) = ("(0,0)".to_owned(), 0_u64);
         loop {
+            progress.at(Step::Tending);
             let connection = self.session.begin(&statements.open).await?;
             let purge = sqlx::query_as::<_, (i64, Option<String>)>(statements.purge.clone())
                 .bind(kept.as_secs_f64())
@@ -117,7 +119,11 @@ impl Upkeep {
         }
     }
 
-    async fn drop_parked(&mut self, statements: &Statements) -> Result<u64, Error> {
+    async fn drop_parked(
+        &mut self,
+        statements: &Statements,
+        progress: &Progress,
+    ) -> Result<u64, Error> {
         let Some(kept) = self.parked_retention else {
             return Ok(0);
         };
@@ -125,6 +131,7 @@ impl Upkeep {
         let rows_max = u64::try_from(DROP_ROWS).unwrap_or(u64::MAX);
         let mut dropped = 0_u64;
         loop {
+            progress.at(Step::Tending);
             let connection = self.session.begin(&statements.open).await?;
             let drop = sqlx::query(statements.parked_drop.clone())
                 .bind(kept.as_secs_f64())

@@ -40,6 +40,8 @@ impl<'a> Setup<'a> {
         setup
             .set("database", "url", &format!("\"{}\"", world.database_url))
             .set("kafka", "brokers", &format!("\"{}\"", world.kafka.brokers))
+            // many run at once on one machine
+            .set("http", "listen", "\"off\"")
     }
 
     /// Sets a key of the config file; `value` is TOML, quotes included.

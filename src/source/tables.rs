@@ -1,0 +1,105 @@
+//! Which outbox tables a database has, for commands that look at them without a relay.
+
+use std::collections::BTreeSet;
+
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+
+use super::error::Error;
+use super::session::{Session, answer};
+use crate::config::{Database, Layout, TableName};
+
+/// An outbox that `migrate` made ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownTable {
+    /// As the relay's schema has it.
+    pub outbox: String,
+    /// The table, if it is there.
+    pub table: Option<TableName>,
+    /// Which columns it has, as far as sampling minds.
+    pub layout: Layout,
+    /// Its lanes; 0 if there are none.
+    pub lanes: u16,
+}
+
+/// What a database has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownTables {
+    /// Whether the relay's own schema is there.
+    pub migrated: bool,
+    /// The outboxes, by name.
+    pub tables: Vec<KnownTable>,
+    /// Connections of relays to this database.
+    pub relay_connections: i64,
+}
+
+/// What the database has, of `wanted` tables, or of all if none is wanted.
+///
+/// # Errors
+/// Postgres could not be asked.
+pub async fn known_tables(
+    database: &Database,
+    wanted: &BTreeSet<String>,
+) -> Result<KnownTables, Error> {
+    let mut session = Session::new(database)?;
+    let limit = session.answer_timeout();
+    let connection = session.connect().await?;
+    // Plan: the catalogue alone.
+    let doing = "look for the relay's tables";
+    let there = sqlx::query_as::<_, (bool, i64)>(
+        "select count(*) = 2,
+                (select count(*) from pg_catalog.pg_stat_activity a
+                  where a.datname = pg_catalog.current_database() and a.application_name = 'outbox-relay'
+                    and a.pid <> pg_catalog.pg_backend_pid())
+           from pg_catalog.pg_class c
+           join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+          where n.nspname = 'outbox_relay' and c.relname in ('outbox', 'lane')",
+    );
+    let there = there.persistent(false).fetch_one(&mut *connection);
+    let (migrated, relay_connections) = answer(limit, doing, there).await?;
+    let mut known = KnownTables {
+        migrated,
+        relay_connections,
+        tables: Vec::new(),
+    };
+    if !migrated {
+        return Ok(known);
+    }
+    // Plan: a probe of each catalogue an outbox; they are few.
+    let doing = "read the outboxes";
+    let rows = sqlx::query(
+        "select o.name, n.nspname::text, c.relname::text,
+                (select count(*) from outbox_relay.lane l where l.outbox = o.name)::int4,
+                (select count(*) from pg_catalog.pg_attribute a
+                  where a.attrelid = c.oid and not a.attisdropped and a.attname in ('headers', 'topic')) = 2
+           from outbox_relay.outbox o
+           left join (pg_catalog.pg_class c
+                      join pg_catalog.pg_namespace n on n.oid = c.relnamespace and c.relkind in ('r', 'p'))
+             on n.nspname || '.' || c.relname = o.name
+          order by 1",
+    );
+    let rows = rows.persistent(false).fetch_all(&mut *connection);
+    let rows = answer(limit, doing, rows).await?;
+    let read = |row: &PgRow| -> Result<KnownTable, sqlx::Error> {
+        let (schema, table): (Option<String>, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
+        let native: Option<bool> = row.try_get(4)?;
+        Ok(KnownTable {
+            outbox: row.try_get(0)?,
+            table: schema
+                .zip(table)
+                .map(|(schema, table)| TableName { schema, table }),
+            layout: match native {
+                Some(true) => Layout::Native,
+                _ => Layout::Classic,
+            },
+            lanes: u16::try_from(row.try_get::<i32, _>(3)?).unwrap_or(0),
+        })
+    };
+    for row in &rows {
+        let table = read(row).map_err(|error| Error::statement(doing, error))?;
+        if wanted.is_empty() || wanted.contains(&table.outbox) {
+            known.tables.push(table);
+        }
+    }
+    Ok(known)
+}
