@@ -63,7 +63,7 @@ impl Router {
     pub fn topic<'a>(&self, event: &'a Event) -> Result<Cow<'a, str>, Reason> {
         let topic = match &event.topic {
             Some(own) => Cow::Borrowed(own.as_str()),
-            None => Cow::Owned(self.template.fill(event)),
+            None => Cow::Owned(self.template.fill(&event.aggregate_type, &event.event_type)),
         };
         match illegal(&topic) {
             None => Ok(topic),
@@ -72,6 +72,18 @@ impl Router {
                 format!("the row's topic {why}"),
             )),
         }
+    }
+
+    /// The topic of every row of this `kind`.
+    ///
+    /// # Errors
+    /// Why it is not a legal name.
+    pub fn topic_of(&self, kind: &Kind) -> Result<String, String> {
+        let topic = match &kind.topic {
+            Some(own) => own.clone(),
+            None => self.template.fill(&kind.aggregate_type, &kind.event_type),
+        };
+        illegal(&topic).map_or(Ok(topic), Err)
     }
 
     /// Says how rows of `layout` are routed, so that two relays of a table can tell that they agree.
@@ -200,15 +212,41 @@ impl Template {
         })
     }
 
-    fn fill(&self, event: &Event) -> String {
-        let mut topic = String::with_capacity(self.text.len() + event.aggregate_type.len());
+    /// The topic, if it is one for all rows.
+    #[must_use]
+    pub fn constant(&self) -> Option<&str> {
+        match self.parts.as_slice() {
+            [Part::Text(topic)] => Some(topic),
+            _ => None,
+        }
+    }
+
+    /// Whether a row could be routed to `topic`: each field may have filled in anything.
+    #[must_use]
+    pub fn may_give(&self, topic: &str) -> bool {
+        fn fits(parts: &[Part], topic: &str) -> bool {
+            match parts {
+                [] => topic.is_empty(),
+                [Part::Text(text), rest @ ..] => {
+                    (topic.strip_prefix(text.as_str())).is_some_and(|topic| fits(rest, topic))
+                }
+                [Part::Field(..), rest @ ..] => {
+                    (0..=topic.len()).any(|at| topic.get(at..).is_some_and(|it| fits(rest, it)))
+                }
+            }
+        }
+        fits(&self.parts, topic)
+    }
+
+    fn fill(&self, aggregate_type: &str, event_type: &str) -> String {
+        let mut topic = String::with_capacity(self.text.len() + aggregate_type.len());
         for part in &self.parts {
             match part {
                 Part::Text(text) => topic.push_str(text),
                 Part::Field(field, case) => {
                     let value = match field {
-                        Field::AggregateType => &event.aggregate_type,
-                        Field::EventType => &event.event_type,
+                        Field::AggregateType => aggregate_type,
+                        Field::EventType => event_type,
                     };
                     match case {
                         Case::Kept => topic.push_str(value),
@@ -305,6 +343,23 @@ mod tests {
         }
         assert!(topic("${aggregate_type}", &event("Größe", "b", None)).is_err());
         assert!(topic("t", &event("a", "b", Some(&"x".repeat(249)))).is_ok());
+    }
+
+    #[test]
+    fn a_template_knows_its_topics() {
+        let template = |text: &str| Template::parse(text).unwrap();
+        assert_eq!(template("all").constant(), Some("all"));
+        assert_eq!(template(Template::DEFAULT).constant(), None);
+        for (text, topic, fits) in [
+            ("all", "all", true),
+            ("all", "allx", false),
+            (Template::DEFAULT, "order-events", true),
+            (Template::DEFAULT, "order-news", false),
+            ("a.${aggregate_type}.${event_type}.z", "a.b.c.z", true),
+            ("a.${aggregate_type}.${event_type}.z", "a.b.z", false),
+        ] {
+            assert_eq!(template(text).may_give(topic), fits, "{text} {topic}");
+        }
     }
 
     #[test]

@@ -11,6 +11,12 @@ use crate::config::{self, Config, Environment, Log, Purpose};
 
 pub mod args;
 
+pub mod check;
+
+pub mod completions;
+
+pub mod man;
+
 pub mod run;
 
 pub mod migrate;
@@ -107,6 +113,12 @@ pub enum Command {
     Run(run::Args),
     /// Make the database ready: the relay's own tables, and what an outbox table needs for order
     Migrate(migrate::Args),
+    /// Say what is in the way of a relay, or will be, and what mends it
+    Check(check::Args),
+    /// Print what a shell needs to complete the command line
+    Completions(completions::Args),
+    /// Print the manual page
+    Man(man::Args),
     /// Look at rows that could not be published, and retry or skip them
     Parked(parked::Args),
     /// Write, show or check a config file
@@ -123,6 +135,12 @@ pub enum Task {
     Run(run::Args, Config),
     /// See [`migrate`].
     Migrate(migrate::Args, Config),
+    /// See [`check`].
+    Check(check::Args, Config),
+    /// See [`completions`].
+    Completions(completions::Args),
+    /// See [`man`].
+    Man(man::Args),
     /// See [`parked`].
     Parked(parked::Args, Config, Environment),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
@@ -164,6 +182,12 @@ impl Command {
                 let config = load(&args.config, environment, args.purpose())?;
                 Task::Migrate(args, config)
             }
+            Self::Check(args) => {
+                let config = load(&args.config, environment, Purpose::Run)?;
+                Task::Check(args, config)
+            }
+            Self::Completions(args) => Task::Completions(args),
+            Self::Man(args) => Task::Man(args),
             Self::Parked(args) => {
                 let config = load(&args.config_args(), environment, Purpose::Parked)?;
                 Task::Parked(args, config, environment.clone())
@@ -180,10 +204,11 @@ impl Task {
     #[must_use]
     pub fn log(&self) -> Option<&Log> {
         match self {
-            Self::Run(_, config) | Self::Migrate(_, config) | Self::Parked(_, config, _) => {
-                Some(&config.log)
-            }
-            Self::Config(..) => None,
+            Self::Run(_, config)
+            | Self::Migrate(_, config)
+            | Self::Check(_, config)
+            | Self::Parked(_, config, _) => Some(&config.log),
+            Self::Completions(_) | Self::Man(_) | Self::Config(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
         }
@@ -194,6 +219,9 @@ impl Task {
         match self {
             Self::Run(args, config) => Box::pin(run::run(args, config)).await,
             Self::Migrate(args, config) => Box::pin(migrate::run(args, config)).await,
+            Self::Check(args, config) => Box::pin(check::run(args, config)).await,
+            Self::Completions(args) => completions::run(&args),
+            Self::Man(args) => man::run(&args),
             Self::Parked(args, config, environment) => {
                 Box::pin(parked::run(args, config, environment)).await
             }

@@ -16,6 +16,8 @@ pub use topics::Topics;
 
 mod polled;
 
+pub mod checkup;
+
 mod producer;
 pub use producer::KafkaSink;
 
