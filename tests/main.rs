@@ -22,5 +22,6 @@ mod plans;
 mod refusal;
 mod start;
 mod support;
+mod tail;
 mod tidy;
 mod upkeep;

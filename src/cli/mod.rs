@@ -25,6 +25,8 @@ pub mod config_file;
 
 pub mod parked;
 
+pub mod tail;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -121,6 +123,8 @@ pub enum Command {
     Man(man::Args),
     /// Look at rows that could not be published, and retry or skip them
     Parked(parked::Args),
+    /// Show events as they are in Kafka, the last ones and those that follow
+    Tail(tail::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -143,6 +147,8 @@ pub enum Task {
     Man(man::Args),
     /// See [`parked`].
     Parked(parked::Args, Config, Environment),
+    /// See [`tail`].
+    Tail(tail::Args, Config),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
     /// See [`demo`].
@@ -192,6 +198,10 @@ impl Command {
                 let config = load(&args.config_args(), environment, Purpose::Parked)?;
                 Task::Parked(args, config, environment.clone())
             }
+            Self::Tail(args) => {
+                let config = load(&args.config, environment, Purpose::Run)?;
+                Task::Tail(args, config)
+            }
             Self::Config(args) => Task::Config(args, environment.clone()),
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
@@ -207,7 +217,8 @@ impl Task {
             Self::Run(_, config)
             | Self::Migrate(_, config)
             | Self::Check(_, config)
-            | Self::Parked(_, config, _) => Some(&config.log),
+            | Self::Parked(_, config, _)
+            | Self::Tail(_, config) => Some(&config.log),
             Self::Completions(_) | Self::Man(_) | Self::Config(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
@@ -225,6 +236,7 @@ impl Task {
             Self::Parked(args, config, environment) => {
                 Box::pin(parked::run(args, config, environment)).await
             }
+            Self::Tail(args, config) => Box::pin(tail::run(args, config)).await,
             Self::Config(args, environment) => config_file::run(&args, &environment),
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,

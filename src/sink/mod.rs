@@ -18,6 +18,8 @@ mod polled;
 
 pub mod checkup;
 
+pub mod reader;
+
 mod producer;
 pub use producer::KafkaSink;
 

@@ -14,6 +14,7 @@ mod barrier;
 mod checkup;
 mod checkup_sql;
 mod claiming;
+mod created;
 mod ddl;
 mod dead_letters;
 mod decode;
@@ -39,6 +40,7 @@ mod wakeup;
 pub mod scripted;
 
 pub use checkup::{Checkup, Counts, Holder, Inspected, Largest, Pooler, Server};
+pub use created::Created;
 pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
 pub use inspect::{Inspection, Inspector};
