@@ -756,3 +756,30 @@ fn a_check_goes_on_after_what_it_cannot_reach_and_says_what_it_leaves_out() {
         assert_eq!(relay.wait_exit(SOON).await.code(), Some(78), "no table");
     });
 }
+
+#[test]
+fn every_item_is_in_the_docs() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let docs = read("docs/check.md");
+    let mut items = std::collections::BTreeSet::new();
+    for file in ["mod", "postgres", "kafka"] {
+        let source = read(&format!("src/check/{file}.rs"));
+        for level in ["ok", "skip", "warn", "fail"] {
+            for after in source.split(&format!("Line::{level}(")).skip(1) {
+                let item = after
+                    .trim_start()
+                    .strip_prefix('"')
+                    .and_then(|it| it.split('"').next());
+                items.extend(item.map(str::to_owned));
+            }
+        }
+    }
+    assert!(items.len() > 20, "{items:?}");
+    for item in items {
+        assert!(
+            docs.contains(&format!("| `{item}` |")),
+            "docs/check.md lacks {item}"
+        );
+    }
+}

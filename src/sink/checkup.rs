@@ -228,11 +228,16 @@ fn describe(kafka: &config::Kafka, topics: &[&str]) -> HashMap<String, Result<Se
                     continue;
                 }
                 let text = |name: &str| resource.get(name)?.value.clone();
-                Ok(Settings {
+                let read = Settings {
                     min_in_sync: text("min.insync.replicas").and_then(|it| it.parse().ok()),
                     unclean: text("unclean.leader.election.enable").and_then(|it| it.parse().ok()),
                     message_bytes_max: text("max.message.bytes").and_then(|it| it.parse().ok()),
-                })
+                };
+                // who lacks the right gets an answer without entries
+                match read == Settings::default() {
+                    true => Err("the broker tells none of them".to_owned()),
+                    false => Ok(read),
+                }
             }
         };
         all.insert((*topic).to_owned(), read);

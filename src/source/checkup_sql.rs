@@ -112,6 +112,8 @@ pub(super) fn rivals(name: &TableName) -> String {
         "select 'trigger' as kind, t.tgname::text as name from pg_catalog.pg_trigger t
           where t.tgrelid = {table}::regclass and not t.tgisinternal and t.tgenabled <> 'D'
             and t.tgname <> 'outbox_relay_notify'
+            -- on delete (8) or update (16), or after (not 2) insert (4)
+            and ((t.tgtype & 24) <> 0 or (t.tgtype & 6) = 4)
           union all
          select 'rule', r.rulename::text from pg_catalog.pg_rewrite r
           where r.ev_class = {table}::regclass and r.ev_enabled <> 'D'
