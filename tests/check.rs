@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::faults::fake_time;
 use crate::support::cluster;
 use crate::support::guarded::{Guarded, PASSWORD, USER};
-use crate::support::outbox::Outbox;
+use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::relay::Setup;
 use crate::support::writers::one;
@@ -579,7 +579,7 @@ fn what_the_brokers_deny_is_found_step_by_step() {
 #[test]
 fn a_row_that_its_topic_cannot_take_is_found_while_it_waits() {
     support::run(async |world| {
-        let outbox = Outbox::classic();
+        let outbox = Outbox::new("outbox", Layout::Native, OnPublished::Delete);
         let (setup, aggregate_type) = outbox.prepare(world).await;
         let topic = topic_of(&aggregate_type);
         world

@@ -242,8 +242,10 @@ fn completions_are_scripts_that_know_every_command() {
         "completions.bash",
         &stdout(&relay(&["completions", "bash"], &[])),
     );
+    // whatever function it registers for the program
     let complete = format!(
-        "set -e; . {}; COMP_WORDS=(outbox-relay par); COMP_CWORD=1; _outbox-relay outbox-relay par outbox-relay; \
+        "set -e; . {}; COMP_WORDS=(outbox-relay par); COMP_CWORD=1; set -- $(complete -p outbox-relay); \
+         while [ \"$1\" != -F ]; do shift; done; \"$2\" outbox-relay par outbox-relay; \
          printf '%s' \"${{COMPREPLY[@]}}\"",
         script.text()
     );
