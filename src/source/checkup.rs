@@ -162,7 +162,7 @@ impl Checkup {
     pub async fn server(&mut self) -> Result<Server, Error> {
         let doing = "look at the server";
         let rows = self.rows(doing, ask::SERVER.to_owned()).await?;
-        let row = rows.first().ok_or(Error::Statement {
+        let row = rows.first().ok_or_else(|| Error::Statement {
             doing,
             cause: super::Cause::new("it says nothing of this role"),
         })?;

@@ -278,7 +278,7 @@ impl Look<'_> {
                             quote_table(name),
                             column.name
                         ),
-                    ))
+                    ));
                 }
                 Some(_) => {}
             }
