@@ -199,7 +199,7 @@ fn topic(layout: Layout) -> &'static str {
     }
 }
 
-/// Parked rows by state. Plan: index-only scan of `parked_holding` and `parked_dead`.
+/// Parked rows by state. Plan: index-only scan of `parked_holding_key` and `parked_dead`.
 pub(super) fn parked(name: &TableName) -> String {
     let outbox = literal(&name.to_string());
     format!(
