@@ -57,9 +57,13 @@ pub mod dead_letter;
 
 pub mod backoff;
 
+pub mod finding;
+
 // ── what runs it ──
 
 pub mod relay;
+
+pub mod check;
 
 pub mod ops;
 

@@ -99,6 +99,18 @@ impl Router {
         }
     }
 
+    /// The topic of every row of this `kind`.
+    ///
+    /// # Errors
+    /// Why it is not a legal name.
+    pub fn topic_of(&self, kind: &Kind) -> Result<String, String> {
+        let topic = match &kind.topic {
+            Some(own) => own.clone(),
+            None => self.template.fill(&kind.aggregate_type, &kind.event_type),
+        };
+        illegal(&topic).map_or(Ok(topic), Err)
+    }
+
     /// Says how rows of `layout` are routed, so that two relays of a table can tell that they agree.
     #[must_use]
     pub fn fingerprint(&self, layout: Layout) -> String {
@@ -225,6 +237,32 @@ impl Template {
         })
     }
 
+    /// The topic, if it is one for all rows.
+    #[must_use]
+    pub fn constant(&self) -> Option<&str> {
+        match self.parts.as_slice() {
+            [Part::Text(topic)] => Some(topic),
+            _ => None,
+        }
+    }
+
+    /// Whether a row could be routed to `topic`: each field may have filled in anything.
+    #[must_use]
+    pub fn may_give(&self, topic: &str) -> bool {
+        fn fits(parts: &[Part], topic: &str) -> bool {
+            match parts {
+                [] => topic.is_empty(),
+                [Part::Text(text), rest @ ..] => {
+                    (topic.strip_prefix(text.as_str())).is_some_and(|topic| fits(rest, topic))
+                }
+                [Part::Field(..), rest @ ..] => {
+                    (0..=topic.len()).any(|at| topic.get(at..).is_some_and(|it| fits(rest, it)))
+                }
+            }
+        }
+        fits(&self.parts, topic)
+    }
+
     fn fill(&self, aggregate_type: &str, event_type: &str) -> String {
         let mut topic = String::with_capacity(self.text.len() + aggregate_type.len());
         for part in &self.parts {
@@ -331,6 +369,23 @@ mod tests {
         }
         assert!(topic("${aggregate_type}", &event("Größe", "b", None)).is_err());
         assert!(topic("t", &event("a", "b", Some(&"x".repeat(249)))).is_ok());
+    }
+
+    #[test]
+    fn a_template_knows_its_topics() {
+        let template = |text: &str| Template::parse(text).unwrap();
+        assert_eq!(template("all").constant(), Some("all"));
+        assert_eq!(template(Template::DEFAULT).constant(), None);
+        for (text, topic, fits) in [
+            ("all", "all", true),
+            ("all", "allx", false),
+            (Template::DEFAULT, "order-events", true),
+            (Template::DEFAULT, "order-news", false),
+            ("a.${aggregate_type}.${event_type}.z", "a.b.c.z", true),
+            ("a.${aggregate_type}.${event_type}.z", "a.b.z", false),
+        ] {
+            assert_eq!(template(text).may_give(topic), fits, "{text} {topic}");
+        }
     }
 
     #[test]

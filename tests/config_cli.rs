@@ -226,3 +226,59 @@ fn help_has_examples_variables_and_exit_codes() {
         assert!(help.contains(word), "{word}: {help}");
     }
 }
+
+#[test]
+fn completions_are_scripts_that_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = relay(&["completions", shell], &[]);
+        assert!(output.status.success(), "{shell}");
+        let script = stdout(&output);
+        for word in ["migrate", "deny-warnings", "older-than"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    // the shell itself reads one
+    let script = Scratch::new(
+        "completions.bash",
+        &stdout(&relay(&["completions", "bash"], &[])),
+    );
+    // whatever function it registers for the program
+    let complete = format!(
+        "set -e; . {}; COMP_WORDS=(outbox-relay par); COMP_CWORD=1; set -- $(complete -p outbox-relay); \
+         while [ \"$1\" != -F ]; do shift; done; \"$2\" outbox-relay par outbox-relay; \
+         printf '%s' \"${{COMPREPLY[@]}}\"",
+        script.text()
+    );
+    match Command::new("bash").args(["-c", &complete]).output() {
+        Ok(output) => assert_eq!(stdout(&output), "parked", "{}", stderr(&output)),
+        Err(why) => assert_eq!(why.kind(), std::io::ErrorKind::NotFound, "no bash here"),
+    }
+    let output = relay(&["completions", "cmd"], &[]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("zsh"), "it says which there are");
+}
+
+#[test]
+fn the_manual_has_a_page_for_every_command() {
+    let page = stdout(&relay(&["man"], &[]));
+    assert!(page.contains(".TH outbox-relay 1"), "{page}");
+    for command in ["run", "migrate", "check", "parked", "config"] {
+        assert!(
+            page.contains(&format!("outbox\\-relay\\-{command}(1)")),
+            "{command}: {page}"
+        );
+        let page = stdout(&relay(&["man", command], &[]));
+        assert!(
+            page.contains(&format!(".TH outbox-relay-{command} 1")),
+            "{command}: {page}"
+        );
+    }
+    let page = stdout(&relay(&["man", "check"], &[]));
+    assert!(
+        page.contains("deny\\-warnings") && page.contains("Exit codes"),
+        "{page}"
+    );
+    let output = relay(&["man", "chek"], &[]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(stderr(&output).contains("there is no command `chek`"));
+}

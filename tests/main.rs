@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod bounds;
+mod check;
 mod config_cli;
 mod crash;
 mod delivery;
@@ -22,6 +23,7 @@ mod refusal;
 mod see;
 mod start;
 mod support;
+mod tail;
 mod tidy;
 mod traces;
 mod upkeep;

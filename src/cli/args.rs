@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::path::PathBuf;
 
+use crate::check::shell;
 use crate::config::{Environment, Flags, Secret, Settings};
 
 /// Where the config is, and what of it to override.
@@ -50,6 +51,35 @@ impl ConfigArgs {
             on_published: self.on_published.clone(),
         };
         Settings::gather(self.config.as_deref(), environment, &flags)
+    }
+}
+
+impl ConfigArgs {
+    /// The options as they were given, with a space before each, for a command that is to be pasted. Not
+    /// the database URL, which may have a password: a variable can be set beside.
+    #[must_use]
+    pub fn to_repeat(&self) -> String {
+        let given = [
+            ("--brokers", &self.brokers),
+            ("--table", &self.table),
+            ("--layout", &self.layout),
+            ("--on-published", &self.on_published),
+        ];
+        let given = given
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!(" {name} {}", shell(value.as_deref()?))));
+        std::iter::once(self.file_to_repeat())
+            .chain(given)
+            .collect()
+    }
+
+    /// As [`Self::to_repeat`], the file alone.
+    #[must_use]
+    pub fn file_to_repeat(&self) -> String {
+        let file = self.config.as_ref();
+        file.map_or_else(String::new, |file| {
+            format!(" --config {}", shell(&file.to_string_lossy()))
+        })
     }
 }
 

@@ -11,6 +11,12 @@ use crate::config::{self, Config, Environment, Log, Purpose};
 
 pub mod args;
 
+pub mod check;
+
+pub mod completions;
+
+pub mod man;
+
 pub mod run;
 
 pub mod migrate;
@@ -20,6 +26,8 @@ pub mod config_file;
 pub mod parked;
 
 pub mod status;
+
+pub mod tail;
 
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -109,10 +117,18 @@ pub enum Command {
     Run(run::Args),
     /// Make the database ready: the relay's own tables, and what an outbox table needs for order
     Migrate(migrate::Args),
+    /// Say what is in the way of a relay, or will be, and what mends it
+    Check(check::Args),
+    /// Print what a shell needs to complete the command line
+    Completions(completions::Args),
+    /// Print the manual page
+    Man(man::Args),
     /// Look at rows that could not be published, and retry or skip them
     Parked(parked::Args),
     /// How each outbox is, on one screen
     Status(status::Args),
+    /// Show events as they are in Kafka, the last ones and those that follow
+    Tail(tail::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -127,10 +143,18 @@ pub enum Task {
     Run(run::Args, Config),
     /// See [`migrate`].
     Migrate(migrate::Args, Config),
+    /// See [`check`].
+    Check(check::Args, Config),
+    /// See [`completions`].
+    Completions(completions::Args),
+    /// See [`man`].
+    Man(man::Args),
     /// See [`parked`].
     Parked(parked::Args, Config, Environment),
     /// See [`status`].
     Status(status::Args, Config),
+    /// See [`tail`].
+    Tail(tail::Args, Config),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
     /// See [`demo`].
@@ -170,6 +194,12 @@ impl Command {
                 let config = load(&args.config, environment, args.purpose())?;
                 Task::Migrate(args, config)
             }
+            Self::Check(args) => {
+                let config = load(&args.config, environment, Purpose::Run)?;
+                Task::Check(args, config)
+            }
+            Self::Completions(args) => Task::Completions(args),
+            Self::Man(args) => Task::Man(args),
             Self::Parked(args) => {
                 let config = load(&args.config_args(), environment, Purpose::Parked)?;
                 Task::Parked(args, config, environment.clone())
@@ -177,6 +207,10 @@ impl Command {
             Self::Status(args) => {
                 let config = load(&args.config_args(), environment, Purpose::Parked)?;
                 Task::Status(args, config)
+            }
+            Self::Tail(args) => {
+                let config = load(&args.config, environment, Purpose::Run)?;
+                Task::Tail(args, config)
             }
             Self::Config(args) => Task::Config(args, environment.clone()),
             #[cfg(feature = "demo")]
@@ -192,9 +226,11 @@ impl Task {
         match self {
             Self::Run(_, config)
             | Self::Migrate(_, config)
+            | Self::Check(_, config)
             | Self::Parked(_, config, _)
-            | Self::Status(_, config) => Some(&config.log),
-            Self::Config(..) => None,
+            | Self::Status(_, config)
+            | Self::Tail(_, config) => Some(&config.log),
+            Self::Completions(_) | Self::Man(_) | Self::Config(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
         }
@@ -205,10 +241,14 @@ impl Task {
         match self {
             Self::Run(args, config) => Box::pin(run::run(args, config)).await,
             Self::Migrate(args, config) => Box::pin(migrate::run(args, config)).await,
+            Self::Check(args, config) => Box::pin(check::run(args, config)).await,
+            Self::Completions(args) => completions::run(&args),
+            Self::Man(args) => man::run(&args),
             Self::Parked(args, config, environment) => {
                 Box::pin(parked::run(args, config, environment)).await
             }
             Self::Status(args, config) => Box::pin(status::run(args, config)).await,
+            Self::Tail(args, config) => Box::pin(tail::run(args, config)).await,
             Self::Config(args, environment) => config_file::run(&args, &environment),
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,

@@ -333,7 +333,7 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// Text that cannot steer a terminal.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars()
         .flat_map(|c| match c.is_control() {
             true => c.escape_default().collect::<Vec<_>>(),

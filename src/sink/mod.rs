@@ -18,6 +18,10 @@ mod known;
 
 mod polled;
 
+pub mod checkup;
+
+pub mod reader;
+
 mod producer;
 pub use producer::KafkaSink;
 

@@ -9,11 +9,12 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::barrier::Barrier;
 use super::error::Error;
-use super::layout::{columns, index_name, literal, quote, quote_table};
+use super::layout::{columns, index_name, literal, own_name, quote, quote_table};
 use super::polling::{Polling, Settings};
 use super::session::{Session, answer, committed};
 use super::sql::{Statements, Table, Timeouts, lane_of};
 use crate::config::{Config, Outbox};
+use crate::finding::Finding;
 use crate::route::Router;
 
 /// What a look found.
@@ -34,7 +35,7 @@ pub struct Inspector {
     pub(super) outbox: Outbox,
     database: crate::config::Database,
     relay: crate::config::Relay,
-    timeouts: Timeouts,
+    pub(super) timeouts: Timeouts,
     until_empty: bool,
 }
 
@@ -110,8 +111,8 @@ impl Inspector {
         if look.wrong.is_empty() {
             look.routing(&routing).await?;
         }
-        let wrong = look.wrong;
-        if !wrong.is_empty() {
+        if !look.wrong.is_empty() {
+            let wrong = look.wrong.iter().map(ToString::to_string).collect();
             return Ok(Inspection::Wrong(wrong));
         }
         let name = &self.outbox.table;
@@ -142,35 +143,40 @@ impl Inspector {
     }
 }
 
-/// One look, gathering what is wrong.
-struct Look<'a> {
-    connection: &'a mut PgConnection,
-    limit: std::time::Duration,
-    outbox: &'a Outbox,
-    wrong: Vec<String>,
+/// One look, gathering what is wrong. [`Inspector::find`] ends at the first thing that others rest
+/// on; `checkup` goes on.
+pub(super) struct Look<'a> {
+    pub(super) connection: &'a mut PgConnection,
+    pub(super) limit: std::time::Duration,
+    pub(super) outbox: &'a Outbox,
+    pub(super) wrong: Vec<Finding>,
 }
 
 /// The table, as far as the catalogue knows it.
 #[derive(Clone, Copy)]
-struct Found {
-    oid: Oid,
+pub(super) struct Found {
+    pub(super) oid: Oid,
 }
 
 impl Look<'_> {
-    async fn rows(&mut self, doing: &'static str, sql: String) -> Result<Vec<PgRow>, Error> {
+    pub(super) async fn rows(
+        &mut self,
+        doing: &'static str,
+        sql: String,
+    ) -> Result<Vec<PgRow>, Error> {
         // simple queries: a pooler may give each message of a prepared one to another server process
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *self.connection);
         answer(self.limit, doing, rows).await
     }
 
-    async fn truth(&mut self, doing: &'static str, sql: String) -> Result<bool, Error> {
+    pub(super) async fn truth(&mut self, doing: &'static str, sql: String) -> Result<bool, Error> {
         let rows = self.rows(doing, sql).await?;
         Ok(rows
             .first()
             .is_some_and(|row| row.try_get::<bool, _>(0).unwrap_or(false)))
     }
 
-    async fn table(&mut self) -> Result<Option<Found>, Error> {
+    pub(super) async fn table(&mut self) -> Result<Option<Found>, Error> {
         let name = &self.outbox.table;
         let (schema, table) = (literal(&name.schema), literal(&name.table));
         let rows = self
@@ -190,10 +196,10 @@ impl Look<'_> {
             || -> Result<(Oid, String), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
         let (oid, kind) = read().map_err(|e| Error::statement("look for the table", e))?;
         if kind != "r" {
-            self.wrong.push(format!(
+            self.wrong.push(Finding::words(format!(
                 "{name} is not a plain table: views, partitioned and foreign tables cannot be \
                  served yet"
-            ));
+            )));
         } else if self
             .truth(
                 "look for child tables",
@@ -204,15 +210,15 @@ impl Look<'_> {
             )
             .await?
         {
-            self.wrong.push(format!(
+            self.wrong.push(Finding::words(format!(
                 "{name} has tables that inherit from it: such tables cannot be served yet"
-            ));
+            )));
         }
         Ok(Some(Found { oid }))
     }
 
     /// Whether the payload is bytea; what is missing or of a wrong type goes to the problems.
-    async fn columns(&mut self, table: Found) -> Result<bool, Error> {
+    pub(super) async fn columns(&mut self, table: Found) -> Result<bool, Error> {
         let rows = self
             .rows(
                 "read the table's columns",
@@ -239,41 +245,60 @@ impl Look<'_> {
         for column in columns(self.outbox.layout) {
             let wanted = column.types.join(", ");
             match type_of(column.name) {
-                None => self.wrong.push(format!(
-                    "{name} has no column {} ({wanted}), which its layout has: add it, or name the \
-                     right layout in the config. `outbox-relay migrate` does not add it",
-                    column.name
-                )),
-                Some(t) if !column.types.contains(&t) => self.wrong.push(format!(
+                None => {
+                    let why = format!(
+                        "{name} has no column {} ({wanted}), which its layout has: add it, or name \
+                         the right layout in the config. `outbox-relay migrate` does not add it",
+                        column.name
+                    );
+                    let (table, first) = (quote_table(name), column.types[0]);
+                    self.wrong.push(match column.not_null {
+                        // nobody but the service can fill it
+                        true => Finding::words(why),
+                        false => Finding::sql(
+                            why,
+                            format!("alter table {table} add column {} {first};", column.name),
+                        ),
+                    });
+                }
+                Some(t) if !column.types.contains(&t) => self.wrong.push(Finding::words(format!(
                     "the column {} of {name} is {t}; its layout takes {wanted}. \
                      `outbox-relay migrate` does not change it",
                     column.name
-                )),
-                Some(_) if column.not_null && nullable(column.name) => self.wrong.push(format!(
-                    "the column {column} of {name} may be null, and a row without it cannot be \
-                     published. Run: alter table {} alter column {column} set not null;",
-                    quote_table(name),
-                    column = column.name
-                )),
+                ))),
+                Some(_) if column.not_null && nullable(column.name) => {
+                    self.wrong.push(Finding::sql(
+                        format!(
+                            "the column {} of {name} may be null, and a row without it cannot be \
+                         published",
+                            column.name
+                        ),
+                        format!(
+                            "alter table {} alter column {} set not null;",
+                            quote_table(name),
+                            column.name
+                        ),
+                    ));
+                }
                 Some(_) => {}
             }
         }
         match type_of("seq") {
-            None => self.wrong.push(format!(
+            None => self.wrong.push(Finding::migrate(format!(
                 "{name} has no column seq, which keeps its order: `outbox-relay migrate` adds it, \
                  without a rewrite, and numbers the rows that are not published yet"
-            )),
+            ))),
             Some("bigint") => {}
-            Some(t) => self.wrong.push(format!(
+            Some(t) => self.wrong.push(Finding::words(format!(
                 "the column seq of {name} is {t}; it must be bigint. `outbox-relay migrate` does not \
                  change it"
-            )),
+            ))),
         }
         Ok(type_of("payload") == Some("bytea"))
     }
 
     /// Whether the relay's own tables are there.
-    async fn schema(&mut self) -> Result<(), Error> {
+    pub(super) async fn schema(&mut self) -> Result<(), Error> {
         let rows = self
             .rows(
                 "look for the relay's tables",
@@ -291,103 +316,19 @@ impl Look<'_> {
         match found {
             Some((true, true)) => {}
             // what each later version brought
-            Some((true, false)) => self.wrong.push(
+            Some((true, false)) => self.wrong.push(Finding::migrate(
                 "the relay's own schema outbox_relay is of an older version: `outbox-relay migrate` \
-                 adds what is missing"
-                    .to_owned(),
-            ),
-            _ => self.wrong.push(
-                "the relay's own schema outbox_relay is not there: `outbox-relay migrate` makes it"
-                    .to_owned(),
-            ),
-        }
-        Ok(())
-    }
-
-    /// Which grants are missing, as the statements that give them.
-    async fn grants(&mut self) -> Result<(), Error> {
-        let table = quote_table(&self.outbox.table);
-        let schema = quote(&self.outbox.table.schema);
-        let (t, s) = (literal(&table), literal(&self.outbox.table.schema));
-        let checks = [
-            (
-                format!("has_schema_privilege({s}, 'usage')"),
-                format!("usage on schema {schema}"),
-            ),
-            (
-                format!("has_table_privilege({t}, 'select')"),
-                format!("select on {table}"),
-            ),
-            (
-                // locking a row takes the right to update some column of it
-                format!(
-                    "(has_column_privilege({t}, 'published_at', 'update')
-                      or has_table_privilege({t}, 'update'))"
-                ),
-                format!("update (published_at) on {table}"),
-            ),
-            // parking moves rows, whatever becomes of published ones
-            (
-                format!("has_table_privilege({t}, 'delete')"),
-                format!("delete on {table}"),
-            ),
-            (
-                "has_schema_privilege('outbox_relay', 'usage')".into(),
-                "usage on schema outbox_relay".into(),
-            ),
-        ];
-        let own = [
-            ("outbox", "select, update"),
-            ("lane", "select, update"),
-            ("parked", "select, insert, update, delete"),
-        ];
-        let mut missing = Vec::new();
-        for (check, grant) in checks {
-            if !self
-                .truth("check the grants", format!("select {check}"))
-                .await?
-            {
-                missing.push(grant);
-            }
-        }
-        if missing
-            .iter()
-            .all(|grant| grant != "usage on schema outbox_relay")
-        {
-            for (name, rights) in own {
-                let every: Vec<String> = rights
-                    .split(", ")
-                    .map(|right| format!("has_table_privilege('outbox_relay.{name}', '{right}')"))
-                    .collect();
-                let check = format!("select {}", every.join(" and "));
-                if !self.truth("check the grants", check).await? {
-                    missing.push(format!("{rights} on outbox_relay.{name}"));
-                }
-            }
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let me = self
-            .rows(
-                "ask who the relay is",
-                "select current_user::text".to_owned(),
-            )
-            .await?;
-        let me = me
-            .first()
-            .and_then(|row| row.try_get::<String, _>(0).ok())
-            .unwrap_or_default();
-        let me = quote(&me);
-        for grant in missing {
-            self.wrong
-                .push(format!("a grant is missing. Run: grant {grant} to {me};"));
+                 adds what is missing",
+            )),
+            _ => self.wrong.push(Finding::migrate(
+                "the relay's own schema outbox_relay is not there: `outbox-relay migrate` makes it",
+            )),
         }
         Ok(())
     }
 
     /// Whether `seq` keeps order: numbers drawn one by one, never again, by nobody but Postgres.
-    async fn sequence(&mut self) -> Result<(), Error> {
+    pub(super) async fn sequence(&mut self) -> Result<(), Error> {
         let name = &self.outbox.table;
         let table = literal(&quote_table(name));
         let rows = self
@@ -395,7 +336,8 @@ impl Look<'_> {
                 "read the sequence of seq",
                 format!(
                     "select s.seqcache, s.seqincrement, s.seqcycle, s.seqrelid::regclass::text,
-                            a.attidentity = 'a' or (a.attidentity = '' and a.atthasdef)
+                            a.attidentity = 'a' or (a.attidentity = '' and a.atthasdef),
+                            a.attidentity <> ''
                        from pg_catalog.pg_sequence s, pg_catalog.pg_attribute a
                       where s.seqrelid = pg_get_serial_sequence({table}, 'seq')::regclass
                         and a.attrelid = {table}::regclass and a.attname = 'seq'"
@@ -403,44 +345,62 @@ impl Look<'_> {
             )
             .await?;
         let Some(row) = rows.first() else {
-            self.wrong.push(format!(
-                "the column seq of {name} draws from no sequence of its own, so nothing numbers the \
-                 rows in order. Make it: alter table {} alter column seq add generated always as \
-                 identity;",
-                quote_table(name)
+            let (table, own) = (quote_table(name), own_name(name, "_outbox_relay_seq"));
+            let sequence = format!("{}.{}", quote(&name.schema), quote(&own));
+            let drawn = literal(&sequence);
+            self.wrong.push(Finding::sql(
+                format!(
+                    "the column seq of {name} draws from no sequence of its own, so nothing numbers \
+                     the rows in order"
+                ),
+                format!(
+                    "create sequence {sequence} as bigint owned by {table}.seq; \
+                     select setval({drawn}, greatest((select max(seq) from {table}), 0) + 1, false); \
+                     alter table {table} alter column seq set default nextval({drawn}); \
+                     grant usage on sequence {sequence} to public;"
+                ),
             ));
             return Ok(());
         };
-        let read = || -> Result<(i64, i64, bool, String, bool), sqlx::Error> {
+        let read = || -> Result<(i64, i64, bool, String, bool, bool), sqlx::Error> {
             Ok((
                 row.try_get(0)?,
                 row.try_get(1)?,
                 row.try_get(2)?,
                 row.try_get(3)?,
                 row.try_get(4)?,
+                row.try_get(5)?,
             ))
         };
-        let (cache, increment, cycle, sequence, draws) =
+        let (cache, increment, cycle, sequence, draws, identity) =
             read().map_err(|error| Error::statement("read the sequence of seq", error))?;
         if !draws {
-            self.wrong.push(format!(
-                "writers of {name} can choose seq themselves, or must: then it keeps no order. Make \
-                 it `generated always as identity`, or give it the default nextval('{sequence}')"
+            let how = match identity {
+                true => "set generated always".to_owned(),
+                false => format!("set default nextval({})", literal(&sequence)),
+            };
+            self.wrong.push(Finding::sql(
+                format!(
+                    "writers of {name} can choose seq themselves, or must: then it keeps no order"
+                ),
+                format!("alter table {} alter column seq {how};", quote_table(name)),
             ));
         }
         if cache != 1 || increment != 1 || cycle {
-            self.wrong.push(format!(
-                "the sequence {sequence} of {name} caches {cache}, steps by {increment}{}: events of \
-                 one aggregate would get numbers out of order. Run: alter sequence {sequence} cache 1 \
-                 increment by 1 no cycle;",
-                if cycle { " and cycles" } else { "" }
+            self.wrong.push(Finding::sql(
+                format!(
+                    "the sequence {sequence} of {name} caches {cache}, steps by {increment}{}: events \
+                     of one aggregate would get numbers out of order",
+                    if cycle { " and cycles" } else { "" }
+                ),
+                format!("alter sequence {sequence} cache 1 increment by 1 no cycle;"),
             ));
         }
         Ok(())
     }
 
     /// The number of lanes in force, which the lane rows and the index must agree on.
-    async fn lanes(&mut self, table: Found) -> Result<u16, Error> {
+    pub(super) async fn lanes(&mut self, table: Found) -> Result<u16, Error> {
         let name = &self.outbox.table;
         let outbox = literal(&name.to_string());
         let rows = self
@@ -461,17 +421,17 @@ impl Look<'_> {
         };
         let lanes = u16::try_from(count).unwrap_or(0);
         if count == 0 {
-            self.wrong.push(format!(
+            self.wrong.push(Finding::migrate(format!(
                 "{name} has no lanes yet: `outbox-relay migrate` makes them"
-            ));
+            )));
             return Ok(0);
         }
         if count != past_last || !lanes.is_power_of_two() {
-            self.wrong.push(format!(
+            self.wrong.push(Finding::words(format!(
                 "{name} has {count} lane rows, the last of them {}: somebody changed \
                  outbox_relay.lane by hand. The lanes must be 0 to a power of two less one",
                 past_last - 1
-            ));
+            )));
             return Ok(0);
         }
         let index = index_name(name, lanes);
@@ -488,16 +448,16 @@ impl Look<'_> {
             )
             .await?;
         if !valid {
-            self.wrong.push(format!(
+            self.wrong.push(Finding::migrate(format!(
                 "{name} lacks the index {index}, or it is not valid: `outbox-relay migrate` makes \
                  it, concurrently"
-            ));
+            )));
         }
         Ok(lanes)
     }
 
     /// Whether every pending row has its number.
-    async fn numbered(&mut self, lanes: u16) -> Result<(), Error> {
+    pub(super) async fn numbered(&mut self, lanes: u16) -> Result<(), Error> {
         let name = &self.outbox.table;
         let (table, lane) = (quote_table(name), lane_of("t.", lanes));
         let unnumbered = self
@@ -513,16 +473,16 @@ impl Look<'_> {
             )
             .await?;
         if unnumbered {
-            self.wrong.push(format!(
+            self.wrong.push(Finding::migrate(format!(
                 "{name} has rows that are not published and have no seq: `outbox-relay migrate` \
                  numbers them, in the order they were created"
-            ));
+            )));
         }
         Ok(())
     }
 
     /// Whether the sequence will give numbers below those that wait: new rows would pass old ones.
-    async fn set_back(&mut self, lanes: u16) -> Result<(), Error> {
+    pub(super) async fn set_back(&mut self, lanes: u16) -> Result<(), Error> {
         let name = &self.outbox.table;
         let (table, lane) = (quote_table(name), lane_of("t.", lanes));
         let outbox = literal(&name.to_string());
@@ -557,10 +517,12 @@ impl Look<'_> {
             || -> Result<(String, i64), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
         let (sequence, last) = read()
             .map_err(|error| Error::statement("compare the sequence with the rows", error))?;
-        self.wrong.push(format!(
-            "the sequence {sequence} of {name} was set back: rows up to number {last} wait, and new \
-             rows would get lower ones and pass them. Run: select setval({}, {last});",
-            literal(&sequence)
+        self.wrong.push(Finding::sql(
+            format!(
+                "the sequence {sequence} of {name} was set back: rows up to number {last} wait, and \
+                 new rows would get lower ones and pass them"
+            ),
+            format!("select setval({}, {last});", literal(&sequence)),
         ));
         Ok(())
     }
@@ -574,6 +536,13 @@ impl Look<'_> {
             literal(ours)
         );
         committed(self.connection, self.limit, "keep the routing", &set).await?;
+        self.routing_kept(ours).await
+    }
+
+    /// Whether the table is served with another routing than `ours`. Changes nothing.
+    pub(super) async fn routing_kept(&mut self, ours: &str) -> Result<(), Error> {
+        let name = self.outbox.table.to_string();
+        let outbox = literal(&name);
         let rows = self
             .rows(
                 "read the routing",
@@ -584,18 +553,16 @@ impl Look<'_> {
             .first()
             .and_then(|row| row.try_get::<String, _>(0).ok());
         match theirs {
+            None => {}
             Some(theirs) if theirs == ours => {}
-            theirs => {
-                let theirs = theirs.unwrap_or_default();
+            Some(theirs) => {
                 let ours = ours.to_owned();
-                self.wrong.push(
-                    Error::Routing {
-                        outbox: name,
-                        ours,
-                        theirs,
-                    }
-                    .to_string(),
-                );
+                let error = Error::Routing {
+                    outbox: name,
+                    ours,
+                    theirs,
+                };
+                self.wrong.push(Finding::migrate(error.to_string()));
             }
         }
         Ok(())

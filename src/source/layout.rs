@@ -74,17 +74,17 @@ pub(super) const fn has_headers_and_topic(layout: Layout) -> bool {
 }
 
 /// The name as it is written in SQL: quoted, whatever it holds.
-pub(super) fn quote(identifier: &str) -> String {
+pub(crate) fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
 /// `"schema"."table"`.
-pub(super) fn quote_table(table: &TableName) -> String {
+pub(crate) fn quote_table(table: &TableName) -> String {
     format!("{}.{}", quote(&table.schema), quote(&table.table))
 }
 
 /// The text as an SQL literal.
-pub(super) fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     if text.contains('\\') {
         format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
     } else {

@@ -165,6 +165,12 @@ async fn schema_is_there(
     .await
 }
 
+/// The newest migration of this build.
+pub(super) fn newest_version() -> i64 {
+    let versions = MIGRATIONS.iter().map(|migration| migration.version);
+    versions.max().unwrap_or(0)
+}
+
 /// Whether the newest migration of this build is recorded. Then nothing is asked that a role without
 /// the right to create schemas could not do: `create schema if not exists` wants it even where the
 /// schema exists.
@@ -172,11 +178,7 @@ async fn is_up_to_date(
     connection: &mut PgConnection,
     limit: std::time::Duration,
 ) -> Result<bool, Error> {
-    let newest = MIGRATIONS
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or(0);
+    let newest = newest_version();
     let there = "select exists (select from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                   where n.nspname = 'outbox_relay' and c.relname = 'migrations')

@@ -11,11 +11,15 @@ use crate::route::Waiting;
 use crate::settle::Verdict;
 
 mod barrier;
+mod checkup;
+mod checkup_sql;
 mod claiming;
+mod created;
 mod ddl;
 mod dead_letters;
 mod decode;
 mod error;
+mod grants;
 mod inspect;
 mod lanes;
 mod layout;
@@ -37,9 +41,12 @@ mod wakeup;
 #[doc(hidden)]
 pub mod scripted;
 
+pub use checkup::{Checkup, Counts, Holder, Inspected, Largest, Pooler, Server};
+pub use created::Created;
 pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
 pub use inspect::{Inspection, Inspector};
+pub(crate) use layout::{literal, quote, quote_table};
 pub use left::Left;
 pub use migrate::{Migrated, Migration};
 pub use polling::{Polling, PollingSource};

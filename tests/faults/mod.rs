@@ -20,3 +20,5 @@ mod standby;
 mod tables;
 mod topics;
 mod upgrade;
+
+pub(crate) use clocks::fake_time;

@@ -1,0 +1,236 @@
+//! `check`: what is in the way of a relay, or will be, each with what mends it.
+//!
+//! `source/checkup.rs` and `sink/checkup.rs` gather facts; [`postgres`] and [`kafka`] turn them into
+//! [`Line`]s and touch nothing. Here one follows the other. A question that fails is a line of its own and
+//! ends nothing but what rests on its answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+mod line;
+pub use line::{Level, Line, Names, shell, worst};
+
+pub mod postgres;
+
+pub mod kafka;
+
+use crate::config::{Config, Outbox};
+use crate::relay::chain;
+use crate::route::{Kind, Router};
+use crate::sink::checkup::examine;
+use crate::source::{Checkup, Error, Inspected, Pooler, Server};
+
+/// What to look at, beside what the config names.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Topics beside those that rows are seen to go to.
+    pub topics: Vec<String>,
+    /// How long a transaction may last before it is named.
+    pub transaction_age_max: Duration,
+}
+
+/// Topics that are looked at: each takes a question or two.
+const TOPICS_MAX: usize = 100;
+
+/// Checks everything that `config` names; `say` gets each line as soon as it is known.
+pub async fn run(config: &Config, options: &Options, mut say: impl FnMut(Line)) {
+    let mut wanted = Wanted::of(config, options);
+    database(config, options, &mut wanted, &mut say).await;
+    let left_out = wanted.largest.len().saturating_sub(TOPICS_MAX);
+    let topics: Vec<String> = wanted.largest.keys().take(TOPICS_MAX).cloned().collect();
+    let cluster = examine(&config.kafka, topics).await;
+    let judge = kafka::Judge {
+        kafka: &config.kafka,
+        largest: &wanted.largest,
+    };
+    for line in judge.lines(&cluster) {
+        say(line);
+    }
+    if left_out > 0 {
+        let why = format!("{left_out} more topics were not looked at; name them with --topic");
+        say(Line::skip("topic", why));
+    }
+    if wanted.largest.is_empty() {
+        let why = "no row tells yet to which topics rows will go; name some with --topic";
+        say(Line::skip("topic", why));
+    }
+}
+
+/// The topics to look at, and the bytes of the largest record that is on its way to each.
+struct Wanted {
+    largest: BTreeMap<String, u64>,
+}
+
+impl Wanted {
+    fn of(config: &Config, options: &Options) -> Self {
+        let constant = (config.outboxes.iter()).filter_map(|outbox| outbox.topic.constant());
+        let dead = (config.outboxes.iter()).filter_map(|it| it.dead_letter_topic.as_deref());
+        let named = options.topics.iter().map(String::as_str);
+        let all: BTreeSet<&str> = constant.chain(dead).chain(named).collect();
+        let largest = all.into_iter().map(|topic| (topic.to_owned(), 0)).collect();
+        Self { largest }
+    }
+
+    /// A row of `kind` was seen, of `bytes`. The reason, if no topic can have it.
+    fn see(&mut self, outbox: &Outbox, kind: &Kind, bytes: u64) -> Option<String> {
+        match Router::new(outbox.topic.clone()).topic_of(kind) {
+            Ok(topic) => {
+                let largest = self.largest.entry(topic).or_default();
+                *largest = bytes.max(*largest);
+                None
+            }
+            Err(why) => Some(why),
+        }
+    }
+}
+
+async fn database(
+    config: &Config,
+    options: &Options,
+    wanted: &mut Wanted,
+    say: &mut impl FnMut(Line),
+) {
+    let looked = async {
+        let mut checkup = Checkup::new(&config.database)?;
+        let server = checkup.server().await?;
+        Ok::<_, Error>((checkup, server))
+    };
+    let (mut checkup, server) = match looked.await {
+        Ok(looked) => looked,
+        Err(error) => {
+            say(postgres::unreachable(&chain(&error), error.code()));
+            say(Line::skip(
+                "table",
+                "everything else of Postgres: it cannot be asked",
+            ));
+            return;
+        }
+    };
+    for line in postgres::server(&server, config) {
+        say(line);
+    }
+    if server.is_standby {
+        return say(Line::skip(
+            "table",
+            "everything else of Postgres: it is a standby",
+        ));
+    }
+    let holders = checkup.holders().await;
+    match &holders {
+        Ok(holders) => {
+            let max = options.transaction_age_max;
+            postgres::holders(holders, &server, max).for_each(&mut *say);
+        }
+        Err(error) => say(failed("horizon", error)),
+    }
+    for outbox in &config.outboxes {
+        table(&mut checkup, &server, config, outbox, wanted, say).await;
+    }
+}
+
+async fn table(
+    checkup: &mut Checkup,
+    server: &Server,
+    config: &Config,
+    outbox: &Outbox,
+    wanted: &mut Wanted,
+    say: &mut impl FnMut(Line),
+) {
+    let name = outbox.table.to_string();
+    let mut say = |line: Line| say(line.about(&name));
+    let inspected = match checkup.inspect(outbox).await {
+        Ok(inspected) => inspected,
+        Err(error) => return say(failed("table", &error)),
+    };
+    for line in postgres::inspected(outbox, &inspected) {
+        say(line);
+    }
+    let schema = inspected.is_well("schema") && inspected.is_well("grants");
+    if schema {
+        match checkup.migrated().await {
+            Ok(known) => say(postgres::migrated(known)),
+            Err(error) => say(failed("migrations", &error)),
+        }
+    }
+    if !inspected.exists {
+        return;
+    }
+    match checkup.counts(&outbox.table, schema).await {
+        Ok(counts) => {
+            for line in postgres::counts(outbox, &counts, server) {
+                say(line);
+            }
+        }
+        Err(error) => say(failed("autovacuum", &error)),
+    }
+    match checkup.rivals(&outbox.table).await {
+        Ok(rivals) => {
+            for line in postgres::rivals(outbox, &rivals) {
+                say(line);
+            }
+        }
+        Err(error) => say(failed("rivals", &error)),
+    }
+    if !(schema && inspected.is_well("lanes")) {
+        return say(Line::skip(
+            "claim",
+            "the claim and the rows: what they rest on is not well",
+        ));
+    }
+    rows(checkup, config, outbox, &inspected, wanted, &mut say).await;
+}
+
+/// What takes a table that is as it must be: the claim's plan, and the rows.
+async fn rows(
+    checkup: &mut Checkup,
+    config: &Config,
+    outbox: &Outbox,
+    inspected: &Inspected,
+    wanted: &mut Wanted,
+    say: &mut impl FnMut(Line),
+) {
+    match checkup.claim_plan(config, outbox, inspected).await {
+        Ok((plan, index)) => say(postgres::claim(outbox, &plan, &index)),
+        Err(error) => say(failed("claim", &error)),
+    }
+    match checkup.parked(&outbox.table).await {
+        Ok(parked) => say(postgres::parked(outbox, &parked)),
+        Err(error) => say(failed("parked", &error)),
+    }
+    let looked = async {
+        let kinds = checkup.kinds(outbox, inspected.lanes).await?;
+        Ok::<_, Error>((kinds, checkup.largest(outbox, inspected).await?))
+    };
+    let (kinds, largest) = match looked.await {
+        Ok(looked) => looked,
+        Err(error) => return say(failed("routing", &error)),
+    };
+    let kinds = kinds.into_iter().map(|kind| (kind, 0));
+    let largest = largest.into_iter().map(|row| {
+        let bytes = u64::try_from(row.bytes).unwrap_or(0);
+        (row.kind, bytes)
+    });
+    let mut refused = BTreeSet::new();
+    for (kind, bytes) in kinds.chain(largest) {
+        if let Some(why) = wanted.see(outbox, &kind, bytes) {
+            refused.insert(why);
+        }
+    }
+    for why in refused {
+        say(postgres::illegal_topic(&why));
+    }
+}
+
+/// A question that could not be answered.
+fn failed(item: &'static str, error: &Error) -> Line {
+    let rights = error.code() == Some("42501");
+    match rights {
+        true => Line::skip(item, format!("this role may not look: {}", chain(error))),
+        false => Line::fail(item, chain(error)),
+    }
+}
+
+/// Whether each of the relay's connections is a server process of its own.
+fn is_direct(server: &Server) -> bool {
+    server.pooler == Pooler::None
+}

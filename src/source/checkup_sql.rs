@@ -1,0 +1,225 @@
+//! What `check` asks Postgres. Everything here reads, and takes no lock that a writer would notice. Each
+//! is a simple query of one statement: a pooler may hand the next one to another server process.
+
+use super::layout::{has_headers_and_topic, literal, quote_table};
+use super::sql::lane_of;
+use crate::config::{Layout, TableName};
+
+/// Pending rows that are looked at for their kinds and sizes.
+pub(super) const PENDING_ROWS_MAX: u32 = 2_000;
+/// Pages at the end of the table that are looked at for kinds of rows that were published.
+const RECENT_PAGES: u32 = 50;
+/// Kinds of rows that are told apart.
+const KINDS_MAX: u32 = 100;
+/// Payloads whose length is measured: those that take the most room on disk.
+const PAYLOADS_MAX: u32 = 20;
+
+/// The server, the role and the connection. Plan: constants and small catalogues.
+pub(super) const SERVER: &str = "
+    select current_setting('server_version') as version,
+           pg_is_in_recovery() as is_standby,
+           current_user::text as role,
+           current_database()::text as database,
+           r.rolsuper as is_superuser,
+           coalesce((select s.ssl from pg_stat_ssl s where s.pid = pg_backend_pid()), false) as tls,
+           current_setting('max_connections')::int8
+             - current_setting('superuser_reserved_connections')::int8
+             - coalesce(current_setting('reserved_connections', true)::int8, 0) as connections_max,
+           (select count(*) from pg_stat_activity a
+             where a.datid is not null and a.application_name <> 'outbox-relay') as connections_used,
+           r.rolconnlimit::int8 as role_limit,
+           (select d.datconnlimit::int8 from pg_database d where d.datname = current_database())
+             as database_limit,
+           (select s.setting::int8 from pg_settings s where s.name = 'transaction_timeout')
+             as transaction_timeout_ms,
+           (select s.setting::int8 from pg_settings s where s.name = 'idle_session_timeout')
+             as idle_session_timeout_ms,
+           current_setting('autovacuum')::bool and current_setting('track_counts')::bool
+             as autovacuum,
+           pg_has_role('pg_read_all_stats', 'usage') as sees_sessions
+      from pg_roles r where r.rolname = current_user";
+
+/// The server's clock, in seconds since 1970.
+pub(super) const CLOCK: &str = "select extract(epoch from clock_timestamp())::float8";
+
+/// Which server process answers.
+pub(super) const PROCESS: &str = "select pg_backend_pid()::int8";
+
+/// What keeps dead rows of this database from being removed: kind, name, seconds, bytes. Plan:
+/// functions that list sessions, slots and prepared transactions; each has a handful of rows.
+pub(super) const HOLDERS: &str = "
+    select 'transaction' as kind, a.pid::text as name,
+           extract(epoch from clock_timestamp() - a.xact_start)::float8 as age_s,
+           null::int8 as bytes, coalesce(a.usename::text, '') as who
+      from pg_stat_activity a
+     where a.datname = current_database() and a.pid <> pg_backend_pid()
+       and a.xact_start is not null and (a.backend_xmin is not null or a.backend_xid is not null)
+       and a.backend_type = 'client backend'
+     union all
+    select 'prepared', p.gid, extract(epoch from clock_timestamp() - p.prepared)::float8, null,
+           p.owner::text
+      from pg_prepared_xacts p where p.database = current_database()
+     union all
+    select 'slot', s.slot_name::text, null,
+           pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::int8, s.slot_type
+      from pg_replication_slots s
+     where not s.active and not s.temporary
+       and (s.restart_lsn is not null or s.xmin is not null or s.catalog_xmin is not null)
+     order by 1, 3 desc nulls last
+     limit 50";
+
+/// What the server counts and keeps of the table. Plan: catalogues by oid, and one row of the table.
+pub(super) fn table(name: &TableName) -> String {
+    let (table, quoted) = (literal(&quote_table(name)), quote_table(name));
+    format!(
+        "select coalesce((select o.option_value::bool from pg_options_to_table(c.reloptions) o
+                           where o.option_name = 'autovacuum_enabled'), true) as autovacuum,
+                coalesce((select o.option_value::float8 from pg_options_to_table(c.reloptions) o
+                           where o.option_name = 'autovacuum_vacuum_threshold'),
+                         current_setting('autovacuum_vacuum_threshold')::float8)
+                  + greatest(c.reltuples, 0)
+                  * coalesce((select o.option_value::float8 from pg_options_to_table(c.reloptions) o
+                               where o.option_name = 'autovacuum_vacuum_scale_factor'),
+                             current_setting('autovacuum_vacuum_scale_factor')::float8)
+                  as vacuum_at_rows,
+                coalesce(s.n_tup_ins, 0) as inserted, coalesce(s.n_tup_upd, 0) as updated,
+                coalesce(s.n_tup_del, 0) as deleted,
+                coalesce(s.n_dead_tup, 0) as dead,
+                extract(epoch from clock_timestamp() - greatest(s.last_autovacuum, s.last_vacuum))::float8
+                  as vacuumed_s,
+                not exists (select from {quoted}) as is_empty,
+                row_security_active(c.oid) as row_security
+           from pg_catalog.pg_class c
+           left join pg_catalog.pg_stat_all_tables s on s.relid = c.oid
+          where c.oid = {table}::regclass"
+    )
+}
+
+/// Whether a relay has served the table.
+pub(super) fn served(name: &TableName) -> String {
+    let outbox = literal(&name.to_string());
+    format!(
+        "select exists (select from outbox_relay.outbox o
+                         where o.name = {outbox} and o.adopted_at is not null)"
+    )
+}
+
+/// What else has its hands on the table: kind and name. Plan: catalogues by oid.
+pub(super) fn rivals(name: &TableName) -> String {
+    let table = literal(&quote_table(name));
+    let (schema, relation) = (literal(&name.schema), literal(&name.table));
+    format!(
+        "select 'trigger' as kind, t.tgname::text as name from pg_catalog.pg_trigger t
+          where t.tgrelid = {table}::regclass and not t.tgisinternal and t.tgenabled <> 'D'
+            and t.tgname <> 'outbox_relay_notify'
+            -- on delete (8) or update (16), or after (not 2) insert (4)
+            and ((t.tgtype & 24) <> 0 or (t.tgtype & 6) = 4)
+          union all
+         select 'rule', r.rulename::text from pg_catalog.pg_rewrite r
+          where r.ev_class = {table}::regclass and r.ev_enabled <> 'D'
+          union all
+         select case when x.puballtables then 'publication_all' else 'publication' end,
+                p.pubname::text
+           from pg_catalog.pg_publication_tables p
+           join pg_catalog.pg_publication x on x.pubname = p.pubname
+          where p.schemaname = {schema} and p.tablename = {relation}
+          order by 1, 2
+          limit 50"
+    )
+}
+
+/// Which kinds of rows there are: aggregate type, event type, own topic. Of the pending ones the first
+/// that the lanes' index has, and the last published by their place; no index on that is wanted.
+/// Plan: a bounded scan of each, and a group of what came.
+pub(super) fn kinds(name: &TableName, layout: Layout, lanes: u16) -> String {
+    let rows = quote_table(name);
+    let topic = topic(layout);
+    let lane = lane_of("t.", lanes);
+    let size = literal(&rows);
+    format!(
+        "select k.aggregate_type, k.event_type, k.topic
+           from ((select t.aggregate_type::text, t.event_type::text, {topic} as topic
+                    from generate_series(0, {last_lane}) as l (lane)
+                   cross join lateral
+                         (select t.* from {rows} t
+                           where t.published_at is null and t.seq is not null and {lane} = l.lane
+                           order by t.seq limit {each}) t)
+                  union all
+                 (select t.aggregate_type::text, t.event_type::text, {topic}
+                    from {rows} t
+                   where t.ctid >= format('(%s,0)', greatest(
+                           pg_relation_size({size}::regclass)
+                             / current_setting('block_size')::int8 - {RECENT_PAGES}, 0))::tid
+                   limit {PENDING_ROWS_MAX})) k
+          group by 1, 2, 3
+          order by count(*) desc
+          limit {KINDS_MAX}",
+        last_lane = lanes - 1,
+        each = (PENDING_ROWS_MAX / u32::from(lanes)).max(1),
+    )
+}
+
+/// The largest pending rows: aggregate type, event type, own topic, and the bytes of payload, key and
+/// headers. Of a bounded number the few that take the most room on disk, which costs no unpacking.
+pub(super) fn largest(name: &TableName, layout: Layout, lanes: u16, bytea: bool) -> String {
+    let rows = quote_table(name);
+    let topic = topic(layout);
+    let lane = lane_of("t.", lanes);
+    let payload = if bytea {
+        "t.payload"
+    } else {
+        "t.payload::text"
+    };
+    let headers = if has_headers_and_topic(layout) {
+        "t.headers::text"
+    } else {
+        "null::text"
+    };
+    format!(
+        "select t.aggregate_type::text, t.event_type::text, {topic} as topic,
+                (coalesce(octet_length({payload}), 0) + coalesce(octet_length({headers}), 0)
+                 + coalesce(octet_length(t.aggregate_id::text), 0))::int8 as bytes
+           from (select t.* from generate_series(0, {last_lane}) as l (lane)
+                  cross join lateral
+                        (select t.* from {rows} t
+                          where t.published_at is null and t.seq is not null and {lane} = l.lane
+                          order by t.seq limit {each}) t
+                  order by pg_column_size(t.payload) desc nulls last
+                  limit {PAYLOADS_MAX}) t",
+        last_lane = lanes - 1,
+        each = (PENDING_ROWS_MAX / u32::from(lanes)).max(1),
+    )
+}
+
+fn topic(layout: Layout) -> &'static str {
+    if has_headers_and_topic(layout) {
+        "t.topic::text"
+    } else {
+        "null::text"
+    }
+}
+
+/// Parked rows by state. Plan: index-only scan of `parked_holding_key` and `parked_dead`.
+pub(super) fn parked(name: &TableName) -> String {
+    let outbox = literal(&name.to_string());
+    format!(
+        "select p.state, count(*) from outbox_relay.parked p
+          where p.outbox = {outbox} and not (p.state = 'dead' and p.skipped_at is not null)
+          group by 1"
+    )
+}
+
+/// Whether the newest migration is recorded; null where the role may not read that, or another tool
+/// applied them.
+pub(super) fn migrated(version: i64) -> (String, &'static str) {
+    (
+        format!(
+            "select exists (select from outbox_relay.migrations where version = {version} and success)"
+        ),
+        "select coalesce((select has_table_privilege(c.oid, 'select')
+                            and has_schema_privilege(c.relnamespace, 'usage')
+                       from pg_catalog.pg_class c
+                       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                      where n.nspname = 'outbox_relay' and c.relname = 'migrations'), false)",
+    )
+}
