@@ -56,6 +56,8 @@ pub mod dead_letter;
 
 pub mod backoff;
 
+pub mod rate;
+
 // ── what runs it ──
 
 pub mod relay;

@@ -11,6 +11,7 @@ mod harness;
 mod input;
 mod layouts;
 mod migrate;
+mod operating;
 mod ordering;
 mod outage;
 mod parked;

@@ -19,6 +19,12 @@ pub mod config_file;
 
 pub mod parked;
 
+pub mod changing;
+
+pub mod adopt;
+
+pub mod pause;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -109,6 +115,12 @@ pub enum Command {
     Migrate(migrate::Args),
     /// Look at rows that could not be published, and retry or skip them
     Parked(parked::Args),
+    /// Hold back an outbox, or what goes to some of its topics
+    Pause(pause::Args),
+    /// Let what is paused go on
+    Resume(pause::ResumeArgs),
+    /// Say that a database which looks like a copy is the one to publish from
+    Adopt(adopt::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -125,6 +137,12 @@ pub enum Task {
     Migrate(migrate::Args, Config),
     /// See [`parked`].
     Parked(parked::Args, Config, Environment),
+    /// See [`pause`].
+    Pause(pause::Args, Config, Environment),
+    /// See [`pause`].
+    Resume(pause::ResumeArgs, Config, Environment),
+    /// See [`adopt`].
+    Adopt(adopt::Args, Config, Environment),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
     /// See [`demo`].
@@ -168,6 +186,18 @@ impl Command {
                 let config = load(&args.config_args(), environment, Purpose::Parked)?;
                 Task::Parked(args, config, environment.clone())
             }
+            Self::Pause(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Pause(args, config, environment.clone())
+            }
+            Self::Resume(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Resume(args, config, environment.clone())
+            }
+            Self::Adopt(args) => {
+                let config = load(&args.config, environment, Purpose::Migrate)?;
+                Task::Adopt(args, config, environment.clone())
+            }
             Self::Config(args) => Task::Config(args, environment.clone()),
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
@@ -180,9 +210,12 @@ impl Task {
     #[must_use]
     pub fn log(&self) -> Option<&Log> {
         match self {
-            Self::Run(_, config) | Self::Migrate(_, config) | Self::Parked(_, config, _) => {
-                Some(&config.log)
-            }
+            Self::Run(_, config)
+            | Self::Migrate(_, config)
+            | Self::Parked(_, config, _)
+            | Self::Pause(_, config, _)
+            | Self::Resume(_, config, _)
+            | Self::Adopt(_, config, _) => Some(&config.log),
             Self::Config(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
@@ -196,6 +229,15 @@ impl Task {
             Self::Migrate(args, config) => Box::pin(migrate::run(args, config)).await,
             Self::Parked(args, config, environment) => {
                 Box::pin(parked::run(args, config, environment)).await
+            }
+            Self::Pause(args, config, environment) => {
+                Box::pin(pause::run(args, config, environment)).await
+            }
+            Self::Resume(args, config, environment) => {
+                Box::pin(pause::resume(args, config, environment)).await
+            }
+            Self::Adopt(args, config, environment) => {
+                Box::pin(adopt::run(args, config, environment)).await
             }
             Self::Config(args, environment) => config_file::run(&args, &environment),
             #[cfg(feature = "demo")]

@@ -4,6 +4,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::Exit;
 use super::args::ConfigArgs;
 use crate::config::Config;
@@ -52,7 +54,8 @@ pub async fn run(args: Args, config: Config) -> Exit {
         Prepare::Nothing
     };
     let drain = Drain::new();
-    let mut serving = pin!(relay::run(&config, until, prepare, &drain));
+    let (_reloaded, news) = watch::channel(Arc::clone(&config));
+    let mut serving = pin!(relay::run(&config, until, prepare, &drain, &news));
     let served = tokio::select! {
         served = &mut serving => served,
         () = signals.next() => {

@@ -106,6 +106,8 @@ pub struct Outbox {
     /// How long rows that were given up, or let pass as dead letters, stay parked; `None` keeps them
     /// for ever. What an aggregate waits for has no such limit.
     pub parked_retention: Option<Duration>,
+    /// Most rows a second, for each relay; `None` is no limit.
+    pub rows_per_second_max: Option<u32>,
     /// Whether inserts wake the relay by NOTIFY. Polling goes on all the same.
     pub notify: bool,
     /// Whether a batch is published only after all that the claim saw is on the database's disk.

@@ -1,5 +1,7 @@
 //! What surrounds the flow: logs, signals, and the points at which a test can break it.
 
+pub mod controls;
+
 pub mod log;
 
 pub mod signals;

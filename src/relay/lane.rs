@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::drain::Drain;
 use super::status::Status;
 use crate::event::Event;
+use crate::ops::controls::Controls;
 use crate::ops::{Mistake, makes};
 use crate::outcome::Outcome;
 use crate::record::Record;
@@ -37,6 +38,8 @@ pub struct Lane {
     pub status: Arc<Status>,
     /// Events that were refused together with others, to be tried alone.
     pub suspects: Mutex<HashSet<Uuid>>,
+    /// How fast it may go.
+    pub controls: Arc<Controls>,
 }
 
 /// What a batch came to.
@@ -77,6 +80,11 @@ impl Lane {
         loop {
             tokio::select! {
                 // a stop that has come counts, whatever else is there
+                biased;
+                () = stop.cancelled() => return Ok(End::Stopped),
+                () = self.controls.turn() => {}
+            }
+            tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(End::Stopped),
                 () = sink.ready() => {}
@@ -273,6 +281,7 @@ impl Lane {
             }
         }
         self.status.settled(done, parked, behind);
+        self.controls.spent(done);
     }
 }
 
@@ -283,7 +292,7 @@ const PUBLISHED: Outcome = Outcome::Delivered {
 };
 
 /// Completes after `patience`, if there is a limit to it.
-async fn lasting(patience: Option<Duration>) {
+pub(super) async fn lasting(patience: Option<Duration>) {
     match patience {
         Some(patience) => tokio::time::sleep(patience).await,
         None => std::future::pending().await,

@@ -5,12 +5,14 @@ mod drain;
 mod lane;
 mod outbox;
 mod status;
+mod watching;
 
 #[cfg(test)]
 mod simulated;
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use drain::Drain;
@@ -19,6 +21,7 @@ pub use outbox::Ended;
 pub use status::{Counts, Status, chain};
 
 use crate::config::Config;
+use crate::ops::controls::Controls;
 use crate::sink::Topics;
 use crate::source::Left;
 
@@ -54,12 +57,14 @@ pub struct Served {
 }
 
 /// Serves every outbox of `config` until `drain` begins or nothing is left. If one cannot be served
-/// as it is configured, the others are stopped, gently.
+/// as it is configured, the others are stopped, gently. Of a config that comes by `news` it puts in force
+/// what can be changed while it runs: the limits on the rate, and the pauses between polls.
 pub async fn run(
     config: &Arc<Config>,
     until: Until,
     prepare: Prepare,
     drain: &Drain,
+    news: &watch::Receiver<Arc<Config>>,
 ) -> Vec<Served> {
     let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
     let mut outboxes = JoinSet::new();
@@ -71,6 +76,8 @@ pub async fn run(
             until,
             prepare,
             drain: drain.clone(),
+            news: news.clone(),
+            controls: Arc::new(Controls::new(outbox.rows_per_second_max)),
             status: Arc::new(Status::new(outbox.table.to_string())),
         };
         outboxes.spawn(serving.run());

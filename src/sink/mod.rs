@@ -21,6 +21,9 @@ pub use producer::KafkaSink;
 
 mod generation;
 
+mod held;
+pub use held::Held;
+
 mod opened;
 
 mod round;

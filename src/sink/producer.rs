@@ -81,6 +81,8 @@ pub struct KafkaSink {
     /// Whether the cluster took the last records it was given, or answered the last probe.
     ready: bool,
     probes: Backoff,
+    /// The only cluster to publish to; `None`: any.
+    cluster: Option<String>,
 }
 
 impl KafkaSink {
@@ -96,6 +98,41 @@ impl KafkaSink {
             limits: JoinSet::new(),
             ready: false,
             probes: Backoff::new(PROBE_PAUSE_MIN, pause_max),
+            cluster: None,
+        }
+    }
+
+    /// Publishes to the cluster of this id and to no other: brokers of another one count as away.
+    #[must_use]
+    pub fn only_to(mut self, cluster: Option<String>) -> Self {
+        self.cluster = cluster;
+        self
+    }
+
+    /// The id of the cluster, if it answers.
+    pub async fn cluster_id(&mut self) -> Option<String> {
+        let generation = self.generation().await.ok()?;
+        let cluster_id = generation.cluster_id().await;
+        self.generation = Some(generation);
+        cluster_id
+    }
+
+    /// Why `generation` may not be given records: it is connected to another cluster than it should
+    /// be, or to none yet. Asked once for each producer, before its first record.
+    async fn stranger(&self, generation: &mut Generation) -> Option<String> {
+        let Some(ours) = self.cluster.as_ref().filter(|_| !generation.is_identified()) else {
+            return None;
+        };
+        match generation.cluster_id().await {
+            Some(theirs) if theirs == *ours => {
+                generation.identify();
+                None
+            }
+            Some(theirs) => Some(format!(
+                "these are brokers of the Kafka cluster {theirs}, and the outbox is published to the \
+                 cluster {ours}: see `outbox-relay adopt`"
+            )),
+            None => Some("it does not say which cluster it is".to_owned()),
         }
     }
 
@@ -108,12 +145,12 @@ impl KafkaSink {
     async fn generation(&mut self) -> Result<Generation, String> {
         let sizes = self.topics.sizes();
         if let Some(generation) = self.generation.take() {
-            if generation.sizes() == sizes {
+            if generation.sizes() == sizes && !generation.may_have_moved() {
                 return Ok(generation);
             }
             debug!(
                 ?sizes,
-                "the producer is made anew: a topic has another size limit"
+                "the producer is made anew: a topic has another size limit, or it was cut off"
             );
             end(generation);
         }
@@ -313,6 +350,14 @@ impl KafkaSink {
                     return;
                 }
             };
+            match give_up.unless(self.stranger(&mut generation)).await {
+                Some(None) => {}
+                Some(Some(why)) => {
+                    round.trouble = Some(why);
+                    return end(generation);
+                }
+                None => return end(generation),
+            }
             let attempts = round.attempts;
             let partitions = |topic: &str| self.topics.partitions(topic);
             let now = Instant::now();
@@ -476,7 +521,7 @@ impl Sink for KafkaSink {
             if self.probes.failures() > 1 {
                 sleep(pause).await;
             }
-            let generation = match self.generation().await {
+            let mut generation = match self.generation().await {
                 Ok(generation) => generation,
                 Err(why) => {
                     self.topics.away(&why, Instant::now());
@@ -484,6 +529,15 @@ impl Sink for KafkaSink {
                 }
             };
             let answers = generation.cluster_answers().await;
+            let stranger = match answers {
+                true => self.stranger(&mut generation).await,
+                false => None,
+            };
+            if let Some(why) = stranger {
+                self.topics.away(&why, Instant::now());
+                end(generation);
+                continue;
+            }
             if answers {
                 self.topics.answers();
                 self.ready = true;

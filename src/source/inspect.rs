@@ -32,7 +32,7 @@ pub enum Inspection {
 pub struct Inspector {
     pub(super) session: Session,
     pub(super) outbox: Outbox,
-    database: crate::config::Database,
+    pub(super) database: crate::config::Database,
     relay: crate::config::Relay,
     timeouts: Timeouts,
     until_empty: bool,
@@ -277,12 +277,12 @@ impl Look<'_> {
         let rows = self
             .rows(
                 "look for the relay's tables",
-                "select count(*) filter (where c.relname <> 'audit') = 3,
-                        count(*) filter (where c.relname = 'audit') = 1
+                "select count(*) filter (where c.relname not in ('audit', 'pause')) = 3,
+                        count(*) filter (where c.relname in ('audit', 'pause')) = 2
                    from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                   where n.nspname = 'outbox_relay'
-                    and c.relname in ('outbox', 'lane', 'parked', 'audit')"
+                    and c.relname in ('outbox', 'lane', 'parked', 'audit', 'pause')"
                     .to_owned(),
             )
             .await?;
@@ -291,7 +291,7 @@ impl Look<'_> {
             .map_err(|error| Error::statement("look for the relay's tables", error))?;
         match found {
             Some((true, true)) => {}
-            // the audit came last
+            // these came later
             Some((true, false)) => self.wrong.push(
                 "the relay's own schema outbox_relay is of an older version: `outbox-relay migrate` \
                  adds what is missing"
@@ -341,6 +341,7 @@ impl Look<'_> {
             ("outbox", "select, update"),
             ("lane", "select, update"),
             ("parked", "select, insert, update, delete"),
+            ("pause", "select"),
         ];
         let mut missing = Vec::new();
         for (check, grant) in checks {

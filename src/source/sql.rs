@@ -150,7 +150,8 @@ impl Statements {
 
             // Takes up to $3 of the lanes $1, the first of them first: those that are free and, if
             // $2, have work. Locks the lane rows it returns and no other. Counts all there are: whoever
-            // counts on another number would claim the rows of lanes it does not hold.
+            // counts on another number would claim the rows of lanes it does not hold. Says what somebody
+            // paused: an empty topic is the whole outbox.
             // Plan: index scan of the lanes; for `has work` one probe of the lane index a lane. Not
             // `exists`: under an `or` the planner hashes its whole subquery, the whole backlog
             // (4 s for a million rows); a scalar subquery is run as written.
@@ -159,7 +160,8 @@ impl Statements {
                         exists (select from outbox_relay.parked p
                                  where p.outbox = {outbox} and p.state in ('retry', 'skip')
                                    and (p.hash & {mask}) = l.lane) as decided,
-                        (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes
+                        (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes,
+                        array(select u.topic from outbox_relay.pause u where u.outbox = {outbox}) as paused
                    from outbox_relay.lane l
                    join outbox_relay.outbox o on o.name = l.outbox
                   where l.outbox = {outbox} and l.lane = any ($1::int4[])
