@@ -30,7 +30,8 @@ async fn ends(setup: &Setup<'_>, arguments: &[&str], code: i32) -> String {
 
 /// What the audit has of a command: how often, and of how many rows.
 async fn audited(world: &World, command: &str) -> (i64, i64) {
-    let select = "select count(*), coalesce(sum(rows), 0)::int8 from outbox_relay.audit where command = $1";
+    let select =
+        "select count(*), coalesce(sum(rows), 0)::int8 from outbox_relay.audit where command = $1";
     sqlx::query_as(select)
         .bind(command)
         .fetch_one(&world.pool)
@@ -194,7 +195,9 @@ fn a_role_that_may_not_ask_for_the_system_is_served_and_told_so() {
         let mut ledger = Ledger::default();
         ledger.push(one(world, &outbox, &aggregate_type, "a", 1).await);
         let (server, database) = world.database_url.rsplit_once('/').unwrap();
-        let address = server.rsplit_once('@').map_or(server, |(_, address)| address);
+        let address = server
+            .rsplit_once('@')
+            .map_or(server, |(_, address)| address);
         let url = format!("\"postgres://{role}:relay@{address}/{database}\"");
         let setup = world.relay(&[&outbox]).set("database", "url", &url);
         let (code, said) = command(&setup, &["run", "--until-empty"]).await;
@@ -202,7 +205,10 @@ fn a_role_that_may_not_ask_for_the_system_is_served_and_told_so() {
             .execute(&format!("drop owned by \"{role}\"; drop role \"{role}\""))
             .await;
         assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("may not execute pg_control_system()"), "{said}");
+        assert!(
+            said.contains("may not execute pg_control_system()"),
+            "{said}"
+        );
         let kept = "select count(*) from outbox_relay.outbox
              where system_identifier is null and database_oid is not null and kafka_cluster_id <> ''";
         assert_eq!(world.number(kept).await, 1);
@@ -268,7 +274,16 @@ fn a_paused_topic_holds_back_its_own_events_alone() {
         ends(&setup, &["pause", "--topic", &topic, "--yes"], 0).await;
         let mut ledger = Ledger::default();
         for n in 1..=20 {
-            ledger.push(one(world, &outbox, &held, &format!("k{}", n % 3), 1 + (n - 1) / 3).await);
+            ledger.push(
+                one(
+                    world,
+                    &outbox,
+                    &held,
+                    &format!("k{}", n % 3),
+                    1 + (n - 1) / 3,
+                )
+                .await,
+            );
             ledger.push(one(world, &outbox, &free, "f", n).await);
         }
         let pending = format!(
@@ -301,12 +316,32 @@ fn commands_that_make_no_sense_say_what_would() {
         assert!(said.contains("outbox-relay migrate"), "{said}");
         setup.migrate().await;
         let cases: [(&[&str], i32, &str); 6] = [
-            (&["pause", "--topic", "no such/topic", "--yes"], 64, "character ' '"),
-            (&["pause", "--outbox", "nobody", "--yes"], 78, "there are: public.outbox"),
-            (&["pause", "--outbox", "a.b.c", "--yes"], 64, "--outbox a.b.c"),
+            (
+                &["pause", "--topic", "no such/topic", "--yes"],
+                64,
+                "character ' '",
+            ),
+            (
+                &["pause", "--outbox", "nobody", "--yes"],
+                78,
+                "there are: public.outbox",
+            ),
+            (
+                &["pause", "--outbox", "a.b.c", "--yes"],
+                64,
+                "--outbox a.b.c",
+            ),
             (&["pause", "--list", "--yes"], 64, "--yes"),
-            (&["resume", "--topic", "x", "--yes"], 0, "nothing of that is paused"),
-            (&["adopt", "--table", "nobody", "--yes"], 78, "outbox-relay migrate"),
+            (
+                &["resume", "--topic", "x", "--yes"],
+                0,
+                "nothing of that is paused",
+            ),
+            (
+                &["adopt", "--table", "nobody", "--yes"],
+                78,
+                "outbox-relay migrate",
+            ),
         ];
         for (arguments, code, part) in cases {
             let said = ends(&setup, arguments, code).await;
@@ -314,6 +349,11 @@ fn commands_that_make_no_sense_say_what_would() {
         }
         let unused = Uuid::new_v4();
         assert_eq!(audited(world, &unused.to_string()).await, (0, 0));
-        assert_eq!(world.number("select count(*) from outbox_relay.audit").await, 0);
+        assert_eq!(
+            world
+                .number("select count(*) from outbox_relay.audit")
+                .await,
+            0
+        );
     });
 }

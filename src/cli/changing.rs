@@ -70,12 +70,14 @@ impl Tables {
         let mut pauser = Pauser::new(&config.database).map_err(broken)?;
         let known = pauser.outboxes().await.map_err(broken)?;
         let names = |known: &[String]| match known {
-            [] => "there is none in this database: `outbox-relay migrate` makes one ready".to_owned(),
+            [] => {
+                "there is none in this database: `outbox-relay migrate` makes one ready".to_owned()
+            }
             known => format!("there are: {}", known.join(", ")),
         };
         if tables.is_empty() {
             return match known.as_slice() {
-                [only] => Ok(vec![named(only)]),
+                [only] => Ok(vec![TableName::of_catalogue(only)]),
                 _ => Err(fail(
                     Exit::Usage,
                     &format!("say which outbox is meant, by --outbox; {}", names(&known)),
@@ -89,15 +91,6 @@ impl Tables {
             }
         }
         Ok(tables)
-    }
-}
-
-/// The table that is called `name` in the relay's own tables, which is neither quoted nor folded.
-fn named(name: &str) -> TableName {
-    let (schema, table) = name.split_once('.').unwrap_or(("public", name));
-    TableName {
-        schema: schema.to_owned(),
-        table: table.to_owned(),
     }
 }
 

@@ -25,6 +25,14 @@ pub mod adopt;
 
 pub mod pause;
 
+pub mod inspect;
+
+pub mod replay;
+
+pub mod purge;
+
+pub mod uninstall;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -115,10 +123,18 @@ pub enum Command {
     Migrate(migrate::Args),
     /// Look at rows that could not be published, and retry or skip them
     Parked(parked::Args),
+    /// Say where one event is: pending, in flight, published, parked
+    Inspect(inspect::Args),
+    /// Publish rows again that are marked as published
+    Replay(replay::Args),
     /// Hold back an outbox, or what goes to some of its topics
     Pause(pause::Args),
     /// Let what is paused go on
     Resume(pause::ResumeArgs),
+    /// Delete rows that were published long ago
+    Purge(purge::Args),
+    /// Undo `migrate`; the service's table and its rows stay
+    Uninstall(uninstall::Args),
     /// Say that a database which looks like a copy is the one to publish from
     Adopt(adopt::Args),
     /// Write, show or check a config file
@@ -132,15 +148,23 @@ pub enum Command {
 #[derive(Debug)]
 pub enum Task {
     /// See [`run`].
-    Run(run::Args, Config),
+    Run(run::Args, Config, Environment),
     /// See [`migrate`].
     Migrate(migrate::Args, Config),
     /// See [`parked`].
     Parked(parked::Args, Config, Environment),
+    /// See [`inspect`].
+    Inspect(inspect::Args, Config),
+    /// See [`replay`].
+    Replay(replay::Args, Config, Environment),
     /// See [`pause`].
     Pause(pause::Args, Config, Environment),
     /// See [`pause`].
     Resume(pause::ResumeArgs, Config, Environment),
+    /// See [`purge`].
+    Purge(purge::Args, Config, Environment),
+    /// See [`uninstall`].
+    Uninstall(uninstall::Args, Config, Environment),
     /// See [`adopt`].
     Adopt(adopt::Args, Config, Environment),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
@@ -176,7 +200,7 @@ impl Command {
         Ok(match self {
             Self::Run(args) => {
                 let config = load(&args.config, environment, Purpose::Run)?;
-                Task::Run(args, config)
+                Task::Run(args, config, environment.clone())
             }
             Self::Migrate(args) => {
                 let config = load(&args.config, environment, args.purpose())?;
@@ -186,6 +210,14 @@ impl Command {
                 let config = load(&args.config_args(), environment, Purpose::Parked)?;
                 Task::Parked(args, config, environment.clone())
             }
+            Self::Inspect(args) => {
+                let config = load(&args.config, environment, Purpose::Migrate)?;
+                Task::Inspect(args, config)
+            }
+            Self::Replay(args) => {
+                let config = load(&args.config, environment, Purpose::Run)?;
+                Task::Replay(args, config, environment.clone())
+            }
             Self::Pause(args) => {
                 let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
                 Task::Pause(args, config, environment.clone())
@@ -193,6 +225,14 @@ impl Command {
             Self::Resume(args) => {
                 let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
                 Task::Resume(args, config, environment.clone())
+            }
+            Self::Purge(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Purge(args, config, environment.clone())
+            }
+            Self::Uninstall(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Uninstall(args, config, environment.clone())
             }
             Self::Adopt(args) => {
                 let config = load(&args.config, environment, Purpose::Migrate)?;
@@ -210,11 +250,15 @@ impl Task {
     #[must_use]
     pub fn log(&self) -> Option<&Log> {
         match self {
-            Self::Run(_, config)
+            Self::Run(_, config, _)
             | Self::Migrate(_, config)
             | Self::Parked(_, config, _)
+            | Self::Inspect(_, config)
+            | Self::Replay(_, config, _)
             | Self::Pause(_, config, _)
             | Self::Resume(_, config, _)
+            | Self::Purge(_, config, _)
+            | Self::Uninstall(_, config, _)
             | Self::Adopt(_, config, _) => Some(&config.log),
             Self::Config(..) => None,
             #[cfg(feature = "demo")]
@@ -225,16 +269,28 @@ impl Task {
     /// Does it.
     pub async fn run(self) -> Exit {
         match self {
-            Self::Run(args, config) => Box::pin(run::run(args, config)).await,
+            Self::Run(args, config, environment) => {
+                Box::pin(run::run(args, config, environment)).await
+            }
             Self::Migrate(args, config) => Box::pin(migrate::run(args, config)).await,
             Self::Parked(args, config, environment) => {
                 Box::pin(parked::run(args, config, environment)).await
+            }
+            Self::Inspect(args, config) => Box::pin(inspect::run(args, config)).await,
+            Self::Replay(args, config, environment) => {
+                Box::pin(replay::run(args, config, environment)).await
             }
             Self::Pause(args, config, environment) => {
                 Box::pin(pause::run(args, config, environment)).await
             }
             Self::Resume(args, config, environment) => {
                 Box::pin(pause::resume(args, config, environment)).await
+            }
+            Self::Purge(args, config, environment) => {
+                Box::pin(purge::run(args, config, environment)).await
+            }
+            Self::Uninstall(args, config, environment) => {
+                Box::pin(uninstall::run(args, config, environment)).await
             }
             Self::Adopt(args, config, environment) => {
                 Box::pin(adopt::run(args, config, environment)).await

@@ -80,7 +80,11 @@ pub async fn run(args: Args, config: Config, environment: Environment) -> Exit {
         leave.check()?;
         let who = leave.who(&environment);
         let changed = pauser.pause(&outboxes, &args.topic, &who).await;
-        Ok(report(&changed.map_err(broken)?, "paused", "was paused before"))
+        Ok(report(
+            &changed.map_err(broken)?,
+            "paused",
+            "was paused before",
+        ))
     };
     end(Box::pin(done).await)
 }
@@ -107,7 +111,11 @@ pub async fn resume(args: ResumeArgs, config: Config, environment: Environment) 
         args.leave.check()?;
         let who = args.leave.who(&environment);
         let changed = pauser.resume(&outboxes, &args.topic, &who).await;
-        Ok(report(&changed.map_err(broken)?, "resumed", "nothing was paused"))
+        Ok(report(
+            &changed.map_err(broken)?,
+            "resumed",
+            "nothing was paused",
+        ))
     };
     end(Box::pin(done).await)
 }
@@ -161,7 +169,10 @@ fn list(pauses: &[Pause], json: bool) -> Exit {
             None => String::new(),
         };
         let (what, by) = (pause.what(), plain(&pause.by));
-        format!("{}: {what}, since {} by {by}{reason}\n", pause.outbox, pause.since)
+        format!(
+            "{}: {what}, since {} by {by}{reason}\n",
+            pause.outbox, pause.since
+        )
     };
     let lines: String = pauses.iter().map(line).collect();
     say(&lines)

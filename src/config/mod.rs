@@ -13,6 +13,9 @@ use std::time::Duration;
 use crate::route::Template;
 use crate::settle::Policies;
 
+mod changes;
+pub use changes::Change;
+
 mod file;
 
 mod environment;
@@ -197,6 +200,18 @@ pub enum LogFormat {
     Pretty,
     /// One JSON object a line.
     Json,
+}
+
+impl TableName {
+    /// The table that the relay's own tables call `name`: as it is printed, neither quoted nor folded.
+    #[must_use]
+    pub fn of_catalogue(name: &str) -> Self {
+        let (schema, table) = name.split_once('.').unwrap_or(("public", name));
+        Self {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for TableName {

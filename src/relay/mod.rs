@@ -4,6 +4,7 @@ mod dead_letters;
 mod drain;
 mod lane;
 mod outbox;
+mod replay;
 mod status;
 mod watching;
 
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 pub use drain::Drain;
 pub use lane::{End, Lane};
 pub use outbox::Ended;
+pub use replay::{Replay, Replayed};
 pub use status::{Counts, Status, chain};
 
 use crate::config::Config;

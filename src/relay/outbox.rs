@@ -19,8 +19,8 @@ use crate::ops::random;
 use crate::route::Router;
 use crate::sink::{Held, KafkaSink, Sink, Topics};
 use crate::source::{
-    Error, Identified, Inspection, Inspector, Left, Migrated, Migration, Polling, PollingSource, Tended,
-    Upkeep, listen,
+    Error, Identified, Inspection, Inspector, Left, Migrated, Migration, Polling, PollingSource,
+    Tended, Upkeep, listen,
 };
 
 /// How often an outbox that must wait is looked at, and how often that is said.

@@ -59,7 +59,10 @@ impl Watching {
     /// Puts in force what can be changed while it runs.
     fn obey(&mut self) {
         let config = Arc::clone(&self.news.borrow_and_update());
-        let ours = config.outboxes.iter().find(|it| it.table == self.outbox.table);
+        let ours = config
+            .outboxes
+            .iter()
+            .find(|it| it.table == self.outbox.table);
         if let Some(outbox) = ours
             && self.controls.rate().rows_per_second_max() != outbox.rows_per_second_max
         {

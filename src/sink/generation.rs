@@ -302,7 +302,9 @@ pub(super) struct Refused<'a> {
 }
 
 /// Runs `work` on a thread that may block. `None` if it panicked or the runtime is going down.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
 
@@ -462,7 +464,7 @@ impl ClientContext for Reports {
 }
 
 /// The context of a client that only asks.
-struct Quiet;
+pub(super) struct Quiet;
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

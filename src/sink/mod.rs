@@ -28,6 +28,11 @@ mod opened;
 
 mod round;
 
+mod search;
+pub use search::{Found, Search, search};
+
+mod sending;
+
 mod outcome;
 
 #[cfg(any(test, feature = "failpoints"))]

@@ -60,9 +60,9 @@ impl Identity {
     /// Why `self`, which is here, is not `kept`. What is not known on both sides tells nothing.
     fn differs(&self, kept: &Self) -> Option<&'static str> {
         match (&self.system_identifier, &kept.system_identifier) {
-            (Some(ours), Some(theirs)) if ours != theirs => {
-                Some("it is on another server: restored from a dump, copied, or upgraded by pg_upgrade")
-            }
+            (Some(ours), Some(theirs)) if ours != theirs => Some(
+                "it is on another server: restored from a dump, copied, or upgraded by pg_upgrade",
+            ),
             _ if self.oid != kept.oid => {
                 Some("it is another database of the server: restored or cloned beside the first")
             }
@@ -235,11 +235,7 @@ async fn ours(
     })
 }
 
-async fn kept(
-    connection: &mut PgConnection,
-    limit: Duration,
-    outbox: &str,
-) -> Result<Kept, Error> {
+async fn kept(connection: &mut PgConnection, limit: Duration, outbox: &str) -> Result<Kept, Error> {
     const DOING: &str = "read where the outbox was served";
     let ask = format!(
         "select database_oid, system_identifier, coalesce(database_name, '?'),
@@ -352,7 +348,10 @@ impl Adopter {
             },
             "set local lock_timeout = 5000;",
         );
-        let connection = self.session.begin(&AssertSqlSafe(open).into_sql_str()).await?;
+        let connection = self
+            .session
+            .begin(&AssertSqlSafe(open).into_sql_str())
+            .await?;
         let Adoption { outbox, ours, .. } = adoption;
         let change = sqlx::query(
             "update outbox_relay.outbox
@@ -416,6 +415,10 @@ mod tests {
             }
         }
         let unknown = identity(None, 5, "a:5432");
-        assert_eq!(first.differs(&unknown), None, "what is not known tells nothing");
+        assert_eq!(
+            first.differs(&unknown),
+            None,
+            "what is not known tells nothing"
+        );
     }
 }

@@ -212,7 +212,11 @@ impl Pauser {
         for outbox in outboxes {
             let change = match command {
                 "pause" => {
-                    let topics = if topics.is_empty() { &whole[..] } else { topics };
+                    let topics = if topics.is_empty() {
+                        &whole[..]
+                    } else {
+                        topics
+                    };
                     sqlx::query(sql)
                         .bind(outbox)
                         .bind(topics)

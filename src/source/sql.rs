@@ -425,21 +425,7 @@ impl Statements {
                          limit $2 for update skip locked))"
             )),
 
-            // Deletes at most $2 rows, from place $3 on, that were marked longer than $1 seconds
-            // ago; says how many, and the last place. No index on the time of publishing is wanted
-            // for this: each mark would pay for it. Plan: tid range scan in the table's own order,
-            // from where the last batch ended. Passes over what somebody has locked.
-            purge: sql(format!(
-                "with old as (
-                   select o.ctid from {rows} o
-                    where o.ctid > $3::text::tid
-                      and o.published_at < clock_timestamp() - make_interval(secs => $1)
-                    limit $2 for update skip locked),
-                 gone as (
-                   delete from {rows} t where t.ctid = any (array(select ctid from old))
-                   returning t.ctid)
-                 select count(*), max(ctid)::text from gone"
-            )),
+            purge: sql(purge(&rows)),
 
             // What is left: pending rows, and parked ones by state, without those somebody gave up.
             left: sql(format!(
@@ -469,6 +455,24 @@ pub(super) fn begin(timeouts: Timeouts, settings: &str) -> String {
          set local jit = off;
          set local timezone = 'UTC';
          {settings}"
+    )
+}
+
+/// Deletes at most $2 of `rows`, from place $3 on, that were marked longer than $1 seconds ago; says how
+/// many, and the last place. No index on the time of publishing is wanted for this: each mark would pay
+/// for it. Plan: tid range scan in the table's own order, from where the last batch ended. Passes over
+/// what somebody has locked.
+pub(super) fn purge(rows: &str) -> String {
+    format!(
+        "with old as (
+           select o.ctid from {rows} o
+            where o.ctid > $3::text::tid
+              and o.published_at < clock_timestamp() - make_interval(secs => $1)
+            limit $2 for update skip locked),
+         gone as (
+           delete from {rows} t where t.ctid = any (array(select ctid from old))
+           returning t.ctid)
+         select count(*), max(ctid)::text from gone"
     )
 }
 
