@@ -62,6 +62,14 @@ async fn uninstall(args: &Args, config: &Config, environment: &Environment) -> R
         if said != Exit::Ok {
             return Ok(said);
         }
+        let dependents = uninstaller.dependents().await.map_err(broken)?;
+        if !dependents.is_empty() {
+            let line = format!(
+                "something outside of the schema outbox_relay needs it: {}. Nothing was changed",
+                dependents.join(", ")
+            );
+            return Err(fail(Exit::Failed, &line));
+        }
     }
     let parked: i64 = plans.iter().map(|(_, installed)| installed.parked).sum();
     if parked > 0 && !args.drop_parked {
@@ -93,15 +101,6 @@ async fn uninstall(args: &Args, config: &Config, environment: &Environment) -> R
     }
     if !args.all {
         return Ok(Exit::Ok);
-    }
-    // asked now, when the triggers of the outboxes are gone
-    let dependents = uninstaller.dependents().await.map_err(broken)?;
-    if !dependents.is_empty() {
-        let line = format!(
-            "the schema outbox_relay stays, because something outside of it needs it: {}",
-            dependents.join(", ")
-        );
-        return Err(fail(Exit::Failed, &line));
     }
     uninstaller.drop_schema().await.map_err(broken)?;
     Ok(say("the schema outbox_relay is gone\n"))

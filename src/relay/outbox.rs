@@ -182,7 +182,7 @@ impl Serving {
             Inspection::Waiting(line) => Ok(Looked::Waiting(line)),
             Inspection::Ready(polling) => {
                 let lines = match inspector.identify(&polling).await? {
-                    Identified::Same(lines, _) => lines,
+                    Identified::Same(lines) => lines,
                     Identified::Copy(line) => return Ok(Looked::Wrong(vec![line])),
                 };
                 Ok(match inspector.other_worker().await? {

@@ -49,9 +49,8 @@ pub struct Kept {
 /// What [`Inspector::identify`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identified {
-    /// The database is the one that was kept, or the first. What is worth a line; the cluster, if it
-    /// is known.
-    Same(Vec<String>, Option<String>),
+    /// The database is the one that was kept, or the first. What is worth a line.
+    Same(Vec<String>),
     /// It is a copy: what to do.
     Copy(String),
 }
@@ -122,7 +121,7 @@ impl Inspector {
         committed(connection, limit, "keep the database's identity", &keep).await?;
         let kept = kept(connection, limit, &outbox).await?;
         let Some(first) = kept.database else {
-            return Ok(Identified::Same(Vec::new(), kept.cluster));
+            return Ok(Identified::Same(Vec::new()));
         };
         if let Some(why) = ours.differs(&first) {
             return Ok(Identified::Copy(format!(
@@ -150,7 +149,7 @@ impl Inspector {
             ));
         }
         polling.identified_by(same(&outbox, ours.system_identifier.is_some()));
-        Ok(Identified::Same(lines, kept.cluster))
+        Ok(Identified::Same(lines))
     }
 
     /// Keeps `cluster` as the one that events of the outbox go to, if it is the first.

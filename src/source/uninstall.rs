@@ -255,7 +255,7 @@ impl Uninstaller {
     }
 
     /// What would be lost or broken outside of the schema if it were dropped: views on its tables, keys
-    /// that refer to them, triggers that call its functions.
+    /// that refer to them, triggers of others that call its functions.
     ///
     /// # Errors
     /// Postgres could not be asked.
@@ -274,6 +274,7 @@ impl Uninstaller {
                from pg_catalog.pg_trigger g join pg_catalog.pg_proc p on p.oid = g.tgfoid
                join pg_catalog.pg_class t on t.oid = g.tgrelid
               where p.pronamespace in (select oid from ours) and t.relnamespace not in (select oid from ours)
+                and g.tgname <> 'outbox_relay_notify'
               union
              select 'the foreign key ' || c.conname || ' on ' || c.conrelid::regclass::text
                from pg_catalog.pg_constraint c
