@@ -59,6 +59,8 @@ pub mod backoff;
 
 pub mod finding;
 
+pub mod rate;
+
 // ── what runs it ──
 
 pub mod relay;

@@ -15,6 +15,8 @@ use crate::outcome::Reason;
 pub const EVENT_ID: &str = "event_id";
 /// The event's type; always there.
 pub const EVENT_TYPE: &str = "event_type";
+/// On a copy that somebody had published again: when, in UTC (RFC 3339).
+pub const REPLAYED_AT: &str = "outbox_relay_replayed_at";
 
 /// One Kafka record, borrowed from its event, or owned where it was parked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,18 @@ impl<'a> Record<'a> {
             value: event.payload.as_deref().map(Cow::Borrowed),
             headers,
         })
+    }
+
+    /// The same record, with a header that says it was published again `at` some time.
+    #[must_use]
+    pub fn replayed(mut self, at: &str) -> Self {
+        // an event that came back as such a copy brings one along
+        self.headers.retain(|header| header.name != REPLAYED_AT);
+        self.headers.push(Header {
+            name: REPLAYED_AT.into(),
+            value: Some(at.as_bytes().to_vec().into()),
+        });
+        self
     }
 
     /// The same record, borrowed.
@@ -221,6 +235,22 @@ mod tests {
         assert_eq!(record.value.as_deref(), Some(&b"{\"n\": 1.50}"[..]));
         assert_eq!(&*record.key, b"o-1");
         assert_eq!(record.by_ref(), record);
+    }
+
+    #[test]
+    fn a_replayed_record_differs_in_one_header_alone() {
+        let mut event = event();
+        event.headers = Some(r#"{"a": "1", "outbox_relay_replayed_at": "long ago"}"#.into());
+        let record = Record::encode(&event, "t".into()).unwrap();
+        let mut replayed = record.clone().replayed("today");
+        let added = replayed.headers.pop().unwrap();
+        assert_eq!(
+            (&*added.name, added.value.as_deref()),
+            (REPLAYED_AT, Some(&b"today"[..]))
+        );
+        let mut plain = event.clone();
+        plain.headers = Some(r#"{"a": "1"}"#.into());
+        assert_eq!(replayed, Record::encode(&plain, "t".into()).unwrap());
     }
 
     #[test]

@@ -99,18 +99,6 @@ impl Router {
         }
     }
 
-    /// The topic of every row of this `kind`.
-    ///
-    /// # Errors
-    /// Why it is not a legal name.
-    pub fn topic_of(&self, kind: &Kind) -> Result<String, String> {
-        let topic = match &kind.topic {
-            Some(own) => own.clone(),
-            None => self.template.fill(&kind.aggregate_type, &kind.event_type),
-        };
-        illegal(&topic).map_or(Ok(topic), Err)
-    }
-
     /// Says how rows of `layout` are routed, so that two relays of a table can tell that they agree.
     #[must_use]
     pub fn fingerprint(&self, layout: Layout) -> String {

@@ -91,7 +91,7 @@ impl OldWorker {
 }
 
 /// What the catalogue says of the table `outbox`, its columns, defaults, indexes and triggers.
-async fn shape(world: &World) -> String {
+pub(crate) async fn shape(world: &World) -> String {
     let sql = "select concat_ws('; ',
         (select string_agg(attname || ' ' || atttypid::regtype || ' ' || attidentity::text, ', ' order by attnum)
            from pg_attribute where attrelid = 'outbox'::regclass and attnum > 0),

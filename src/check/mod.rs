@@ -75,11 +75,16 @@ impl Wanted {
     fn see(&mut self, outbox: &Outbox, kind: &Kind, bytes: u64) -> Option<String> {
         match Router::new(outbox.topic.clone()).topic_of(kind) {
             Ok(topic) => {
-                let largest = self.largest.entry(topic).or_default();
+                let largest = self.largest.entry(topic.into_owned()).or_default();
                 *largest = bytes.max(*largest);
                 None
             }
-            Err(why) => Some(why),
+            Err(reason) => Some(
+                reason
+                    .text
+                    .trim_start_matches("the row's topic ")
+                    .to_owned(),
+            ),
         }
     }
 }

@@ -29,6 +29,20 @@ pub mod status;
 
 pub mod tail;
 
+pub mod changing;
+
+pub mod adopt;
+
+pub mod pause;
+
+pub mod inspect;
+
+pub mod replay;
+
+pub mod purge;
+
+pub mod uninstall;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -129,6 +143,20 @@ pub enum Command {
     Status(status::Args),
     /// Show events as they are in Kafka, the last ones and those that follow
     Tail(tail::Args),
+    /// Say where one event is: pending, in flight, published, parked
+    Inspect(inspect::Args),
+    /// Publish rows again that are marked as published
+    Replay(replay::Args),
+    /// Hold back an outbox, or what goes to some of its topics
+    Pause(pause::Args),
+    /// Let what is paused go on
+    Resume(pause::ResumeArgs),
+    /// Delete rows that were published long ago
+    Purge(purge::Args),
+    /// Undo `migrate`; the service's table and its rows stay
+    Uninstall(uninstall::Args),
+    /// Say that a database which looks like a copy is the one to publish from
+    Adopt(adopt::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -140,7 +168,7 @@ pub enum Command {
 #[derive(Debug)]
 pub enum Task {
     /// See [`run`].
-    Run(run::Args, Config),
+    Run(run::Args, Config, Environment),
     /// See [`migrate`].
     Migrate(migrate::Args, Config),
     /// See [`check`].
@@ -155,6 +183,20 @@ pub enum Task {
     Status(status::Args, Config),
     /// See [`tail`].
     Tail(tail::Args, Config),
+    /// See [`inspect`].
+    Inspect(inspect::Args, Config),
+    /// See [`replay`].
+    Replay(replay::Args, Config, Environment),
+    /// See [`pause`].
+    Pause(pause::Args, Config, Environment),
+    /// See [`pause`].
+    Resume(pause::ResumeArgs, Config, Environment),
+    /// See [`purge`].
+    Purge(purge::Args, Config, Environment),
+    /// See [`uninstall`].
+    Uninstall(uninstall::Args, Config, Environment),
+    /// See [`adopt`].
+    Adopt(adopt::Args, Config, Environment),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
     /// See [`demo`].
@@ -188,7 +230,7 @@ impl Command {
         Ok(match self {
             Self::Run(args) => {
                 let config = load(&args.config, environment, Purpose::Run)?;
-                Task::Run(args, config)
+                Task::Run(args, config, environment.clone())
             }
             Self::Migrate(args) => {
                 let config = load(&args.config, environment, args.purpose())?;
@@ -212,6 +254,34 @@ impl Command {
                 let config = load(&args.config, environment, Purpose::Run)?;
                 Task::Tail(args, config)
             }
+            Self::Inspect(args) => {
+                let config = load(&args.config, environment, Purpose::Migrate)?;
+                Task::Inspect(args, config)
+            }
+            Self::Replay(args) => {
+                let config = load(&args.config, environment, Purpose::Run)?;
+                Task::Replay(args, config, environment.clone())
+            }
+            Self::Pause(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Pause(args, config, environment.clone())
+            }
+            Self::Resume(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Resume(args, config, environment.clone())
+            }
+            Self::Purge(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Purge(args, config, environment.clone())
+            }
+            Self::Uninstall(args) => {
+                let config = load(&args.tables.config_args(), environment, Purpose::Parked)?;
+                Task::Uninstall(args, config, environment.clone())
+            }
+            Self::Adopt(args) => {
+                let config = load(&args.config, environment, Purpose::Migrate)?;
+                Task::Adopt(args, config, environment.clone())
+            }
             Self::Config(args) => Task::Config(args, environment.clone()),
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
@@ -224,12 +294,19 @@ impl Task {
     #[must_use]
     pub fn log(&self) -> Option<&Log> {
         match self {
-            Self::Run(_, config)
+            Self::Run(_, config, _)
             | Self::Migrate(_, config)
             | Self::Check(_, config)
             | Self::Parked(_, config, _)
             | Self::Status(_, config)
-            | Self::Tail(_, config) => Some(&config.log),
+            | Self::Tail(_, config)
+            | Self::Inspect(_, config)
+            | Self::Replay(_, config, _)
+            | Self::Pause(_, config, _)
+            | Self::Resume(_, config, _)
+            | Self::Purge(_, config, _)
+            | Self::Uninstall(_, config, _)
+            | Self::Adopt(_, config, _) => Some(&config.log),
             Self::Completions(_) | Self::Man(_) | Self::Config(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
@@ -239,7 +316,9 @@ impl Task {
     /// Does it.
     pub async fn run(self) -> Exit {
         match self {
-            Self::Run(args, config) => Box::pin(run::run(args, config)).await,
+            Self::Run(args, config, environment) => {
+                Box::pin(run::run(args, config, environment)).await
+            }
             Self::Migrate(args, config) => Box::pin(migrate::run(args, config)).await,
             Self::Check(args, config) => Box::pin(check::run(args, config)).await,
             Self::Completions(args) => completions::run(&args),
@@ -249,6 +328,25 @@ impl Task {
             }
             Self::Status(args, config) => Box::pin(status::run(args, config)).await,
             Self::Tail(args, config) => Box::pin(tail::run(args, config)).await,
+            Self::Inspect(args, config) => Box::pin(inspect::run(args, config)).await,
+            Self::Replay(args, config, environment) => {
+                Box::pin(replay::run(args, config, environment)).await
+            }
+            Self::Pause(args, config, environment) => {
+                Box::pin(pause::run(args, config, environment)).await
+            }
+            Self::Resume(args, config, environment) => {
+                Box::pin(pause::resume(args, config, environment)).await
+            }
+            Self::Purge(args, config, environment) => {
+                Box::pin(purge::run(args, config, environment)).await
+            }
+            Self::Uninstall(args, config, environment) => {
+                Box::pin(uninstall::run(args, config, environment)).await
+            }
+            Self::Adopt(args, config, environment) => {
+                Box::pin(adopt::run(args, config, environment)).await
+            }
             Self::Config(args, environment) => config_file::run(&args, &environment),
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,

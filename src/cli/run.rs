@@ -4,10 +4,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::Exit;
 use super::args::ConfigArgs;
-use crate::config::Config;
-use crate::ops::signals::StopSignals;
+use crate::config::{Change, Config, Environment, Purpose, Settings};
+use crate::ops::log;
+use crate::ops::signals::{ReloadSignal, StopSignals};
 use crate::relay::{self, Counts, Drain, Ended, Prepare, Served, Until};
 use crate::source::Left;
 
@@ -35,8 +38,9 @@ pub struct Args {
 }
 
 /// Relays until told to stop, or until nothing is pending.
-pub async fn run(args: Args, config: Config) -> Exit {
-    let mut signals = match StopSignals::listen() {
+pub async fn run(args: Args, config: Config, environment: Environment) -> Exit {
+    let listening = StopSignals::listen().and_then(|stop| Ok((stop, ReloadSignal::listen()?)));
+    let (mut signals, mut reload) = match listening {
         Ok(signals) => signals,
         Err(error) => return super::fail(Exit::Bug, &format!("cannot take signals: {error}")),
     };
@@ -52,33 +56,103 @@ pub async fn run(args: Args, config: Config) -> Exit {
         Prepare::Nothing
     };
     let drain = Drain::new();
-    let mut serving = pin!(relay::run(&config, until, prepare, &drain));
-    let served = tokio::select! {
-        served = &mut serving => served,
-        () = signals.next() => {
-            let timeout = config.relay.drain_timeout;
-            tracing::info!(
-                drain_timeout = %humantime::format_duration(timeout),
-                "stopping: nothing more is claimed, and what is in flight is finished"
-            );
-            let draining = async {
-                drain.begin(timeout).await;
-                tokio::time::sleep(SETTLE_TIMEOUT).await;
-            };
-            tokio::select! {
-                served = &mut serving => served,
-                () = draining => {
-                    tracing::warn!("left before everything had ended: Postgres does not answer");
-                    return Exit::Ok;
-                }
-                () = signals.next() => {
-                    tracing::warn!("left at the second signal: what was in flight will come again");
-                    return Exit::Ok;
+    let (in_force, news) = watch::channel(Arc::clone(&config));
+    let mut reloading = Reloading::new(&args.config, &environment, in_force);
+    let mut serving = pin!(relay::run(&config, until, prepare, &drain, &news));
+    let served = loop {
+        tokio::select! {
+            served = &mut serving => break served,
+            () = reload.next() => reloading.reload(&args.config, &environment),
+            () = signals.next() => {
+                let timeout = config.relay.drain_timeout;
+                tracing::info!(
+                    drain_timeout = %humantime::format_duration(timeout),
+                    "stopping: nothing more is claimed, and what is in flight is finished"
+                );
+                let draining = async {
+                    drain.begin(timeout).await;
+                    tokio::time::sleep(SETTLE_TIMEOUT).await;
+                };
+                tokio::select! {
+                    served = &mut serving => break served,
+                    () = draining => {
+                        tracing::warn!("left before everything had ended: Postgres does not answer");
+                        return Exit::Ok;
+                    }
+                    () = signals.next() => {
+                        tracing::warn!("left at the second signal: what was in flight will come again");
+                        return Exit::Ok;
+                    }
                 }
             }
         }
     };
     end(&served)
+}
+
+/// The config as it was read, for the next time it is.
+struct Reloading {
+    /// At the start: what needs a restart is in force from here.
+    first: Settings,
+    /// The last time it was right.
+    last: Settings,
+    in_force: watch::Sender<Arc<Config>>,
+}
+
+impl Reloading {
+    fn new(
+        args: &ConfigArgs,
+        environment: &Environment,
+        in_force: watch::Sender<Arc<Config>>,
+    ) -> Self {
+        let first = args.settings(environment);
+        Self {
+            last: first.clone(),
+            first,
+            in_force,
+        }
+    }
+
+    /// Reads the config anew, puts in force what can be, and says what cannot.
+    fn reload(&mut self, args: &ConfigArgs, environment: &Environment) {
+        let newer = args.settings(environment);
+        let config = match newer.config(Purpose::Run) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(
+                    why = error.to_string(),
+                    "the config was read anew and is wrong: the old one stays in force"
+                );
+                return;
+            }
+        };
+        let changed = self.last.changes(&newer);
+        let reloaded: Vec<&Change> = changed.iter().filter(|it| it.reloadable).collect();
+        if reloaded.iter().any(|change| change.key == "log.filter")
+            && let Err(why) = log::refilter(&config.log.filter)
+        {
+            tracing::warn!(why, "log.filter could not be changed");
+        }
+        for change in &reloaded {
+            tracing::info!(
+                key = change.key,
+                "the config was read anew: this is in force now"
+            );
+        }
+        let waiting = self.first.changes(&newer);
+        let waiting: Vec<&Change> = waiting.iter().filter(|it| !it.reloadable).collect();
+        for change in &waiting {
+            tracing::warn!(
+                key = change.key,
+                "the config was read anew: this changed and needs a restart"
+            );
+        }
+        if reloaded.is_empty() && waiting.is_empty() {
+            tracing::info!("the config was read anew: nothing changed");
+        }
+        self.in_force.send_replace(Arc::new(config));
+        self.last = newer;
+    }
 }
 
 /// How long withdrawing and settling what was in flight may take after the drain's deadline.
@@ -156,7 +230,9 @@ Examples:
   outbox-relay run --config relay.toml --until-empty
 
 Any number of relays may serve one table at once. The first SIGTERM or SIGINT stops claiming and
-finishes what is in flight, for drain_timeout at most; the second leaves.
+finishes what is in flight, for drain_timeout at most; the second leaves. SIGHUP reads the config anew:
+log.filter, rows_per_second_max and the poll intervals are put in force, and a line names each other key
+that changed and needs a restart; a config that is wrong changes nothing.
 
 Exit codes: 0 stopped or empty, 70 a bug, 75 --until-empty left rows behind, 78 bad config, or a table
 that is not as the config says.";

@@ -297,6 +297,13 @@ keys! {
         ..Spec::of("outbox", "parked_retention", "\"forever\" or a duration, such as \"90days\"")
     };
 
+    /// Most rows that each relay publishes of this table in a second, to drain a large backlog without
+    /// flooding consumers. 0: no limit. It holds over some seconds; SIGHUP puts a new one in force.
+    ROWS_PER_SECOND_MAX: Option<u32> = |w| w.whole(0..=10_000_000).map(|rows: u32| Some(rows).filter(|rows| *rows > 0)), Spec {
+        default: Some("0"),
+        ..Spec::of("outbox", "rows_per_second_max", "a number from 0 to 10000000")
+    };
+
     /// Let inserts wake the relay by NOTIFY. `migrate` adds the trigger it takes; polling goes
     /// on all the same.
     NOTIFY: bool = Written::boolean, Spec {

@@ -13,6 +13,9 @@ use std::time::Duration;
 use crate::route::Template;
 use crate::settle::Policies;
 
+mod changes;
+pub use changes::Change;
+
 mod file;
 
 mod environment;
@@ -108,6 +111,8 @@ pub struct Outbox {
     /// How long rows that were given up, or let pass as dead letters, stay parked; `None` keeps them
     /// for ever. What an aggregate waits for has no such limit.
     pub parked_retention: Option<Duration>,
+    /// Most rows a second, for each relay; `None` is no limit.
+    pub rows_per_second_max: Option<u32>,
     /// Whether inserts wake the relay by NOTIFY. Polling goes on all the same.
     pub notify: bool,
     /// Whether a batch is published only after all that the claim saw is on the database's disk.
@@ -232,6 +237,18 @@ pub enum LogFormat {
     Pretty,
     /// One JSON object a line.
     Json,
+}
+
+impl TableName {
+    /// The table that the relay's own tables call `name`: as it is printed, neither quoted nor folded.
+    #[must_use]
+    pub fn of_catalogue(name: &str) -> Self {
+        let (schema, table) = name.split_once('.').unwrap_or(("public", name));
+        Self {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for TableName {

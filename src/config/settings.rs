@@ -255,6 +255,7 @@ impl Settings {
             lanes: self.read_of(index, &keys::LANES)?,
             retention: self.read_of(index, &keys::RETENTION)?,
             parked_retention: self.read_of(index, &keys::PARKED_RETENTION)?,
+            rows_per_second_max: self.read_of(index, &keys::ROWS_PER_SECOND_MAX)?,
             notify: self.read_of(index, &keys::NOTIFY)?,
             flush_before_publish: self.read_of(index, &keys::FLUSH_BEFORE_PUBLISH)?,
             freshness: Freshness {

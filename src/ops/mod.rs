@@ -1,6 +1,8 @@
 //! What surrounds the flow: logs, signals, what a relay knows of itself and how it tells, traces, and the
 //! points at which a test can break it.
 
+pub mod controls;
+
 pub mod log;
 
 pub mod signals;

@@ -1,4 +1,4 @@
-//! The signals that ask for a stop.
+//! The signals that ask for a stop, and the one that asks to read the config anew.
 
 use std::io;
 
@@ -30,5 +30,24 @@ impl StopSignals {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
         }
+    }
+}
+
+/// SIGHUP.
+#[derive(Debug)]
+pub struct ReloadSignal(Signal);
+
+impl ReloadSignal {
+    /// Takes the signal from now on: it does not end the process any more.
+    ///
+    /// # Errors
+    /// The operating system refuses.
+    pub fn listen() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Completes at the next of them.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::config::{Config, Outbox};
 use crate::dead_letter::Letter;
+use crate::ops::controls::Controls;
 use crate::ops::random;
 use crate::outcome::Outcome;
 use crate::record::Record;
-use crate::sink::{Attempt, KafkaSink, Sink, Topics};
+use crate::sink::{Attempt, Held, KafkaSink, Sink, Topics};
 use crate::source::{DeadLetters, Error};
 
 /// How long between two looks for letters.
@@ -27,10 +28,10 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 pub(super) async fn publish(
     config: Arc<Config>,
     outbox: Outbox,
-    topic: String,
+    target: Target,
     stop: CancellationToken,
 ) {
-    let Ok(mut writer) = Writer::new(&config, &outbox, topic) else {
+    let Ok(mut writer) = Writer::new(&config, &outbox, target) else {
         return;
     };
     let first = Duration::from_secs(1);
@@ -62,8 +63,8 @@ pub(super) async fn publish(
 
 /// Publishes what letters there are, for the end of a run that does not wait: as far as the topic takes
 /// them, and for as long as a batch may take.
-pub(super) async fn flush(config: &Arc<Config>, outbox: &Outbox, topic: String) {
-    let Ok(mut writer) = Writer::new(config, outbox, topic) else {
+pub(super) async fn flush(config: &Arc<Config>, outbox: &Outbox, target: Target) {
+    let Ok(mut writer) = Writer::new(config, outbox, target) else {
         return;
     };
     let stop = CancellationToken::new();
@@ -80,12 +81,21 @@ pub(super) async fn flush(config: &Arc<Config>, outbox: &Outbox, topic: String) 
     writer.sink.close().await;
 }
 
+/// Where letters go.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) topic: String,
+    /// The id of the only cluster that may be written to.
+    pub(super) cluster: String,
+    pub(super) controls: Arc<Controls>,
+}
+
 struct Writer {
     config: Arc<Config>,
     outbox: String,
     topic: String,
     letters: DeadLetters,
-    sink: KafkaSink,
+    sink: Held<KafkaSink>,
     /// Rows that were refused together with others, to be tried alone.
     suspects: HashSet<i64>,
     /// Rows the topic does not take whole.
@@ -93,14 +103,20 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(config: &Arc<Config>, outbox: &Outbox, topic: String) -> Result<Self, Error> {
+    fn new(config: &Arc<Config>, outbox: &Outbox, target: Target) -> Result<Self, Error> {
+        let Target {
+            topic,
+            cluster,
+            controls,
+        } = target;
         let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
+        let sink = KafkaSink::new(&config.kafka, &config.relay, topics).only_to(Some(cluster));
         Ok(Self {
             config: Arc::clone(config),
             outbox: outbox.table.to_string(),
             topic,
             letters: DeadLetters::new(&config.database, &config.relay, outbox)?,
-            sink: KafkaSink::new(&config.kafka, &config.relay, topics),
+            sink: Held::new(sink, controls),
             suspects: HashSet::new(),
             stubs: HashSet::new(),
         })

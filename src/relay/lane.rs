@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::drain::Drain;
 use super::status::{Settled, Status};
 use crate::event::Event;
+use crate::ops::controls::Controls;
 use crate::ops::{Mistake, Progress, Step, makes, traces};
 use crate::outcome::Outcome;
 use crate::record::Record;
@@ -38,6 +39,8 @@ pub struct Lane {
     pub status: Arc<Status>,
     /// Events that were refused together with others, to be tried alone.
     pub suspects: Mutex<HashSet<Uuid>>,
+    /// How fast it may go.
+    pub controls: Arc<Controls>,
 }
 
 /// What a batch came to.
@@ -81,6 +84,11 @@ impl Lane {
             progress.at(Step::WaitingForKafka);
             tokio::select! {
                 // a stop that has come counts, whatever else is there
+                biased;
+                () = stop.cancelled() => return Ok(End::Stopped),
+                () = self.controls.turn() => {}
+            }
+            tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(End::Stopped),
                 () = sink.ready() => {}
@@ -169,6 +177,8 @@ impl Lane {
             records: &records,
             verdicts: &verdicts,
         });
+        let done = verdicts.iter().filter(|v| **v == Verdict::Done).count();
+        self.controls.spent(u64::try_from(done).unwrap_or(u64::MAX));
         let waits = outcomes.iter().all(|o| *o == Outcome::Paused);
         Ok(if waits {
             Relayed::Waits
@@ -286,7 +296,7 @@ const PUBLISHED: Outcome = Outcome::Delivered {
 };
 
 /// Completes after `patience`, if there is a limit to it.
-async fn lasting(patience: Option<Duration>) {
+pub(super) async fn lasting(patience: Option<Duration>) {
     match patience {
         Some(patience) => tokio::time::sleep(patience).await,
         None => std::future::pending().await,

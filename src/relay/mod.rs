@@ -5,8 +5,10 @@ mod drain;
 mod known;
 mod lane;
 mod outbox;
+mod replay;
 mod status;
 mod watch;
+mod watching;
 
 #[cfg(test)]
 mod simulated;
@@ -20,9 +22,11 @@ pub use known::Known;
 pub(crate) use known::{Snapshot, parked};
 pub use lane::{End, Lane};
 pub use outbox::Ended;
+pub use replay::{Replay, Replayed};
 pub use status::{Counts, Status, chain};
 
 use crate::config::Config;
+use crate::ops::controls::Controls;
 use crate::ops::http;
 use crate::sink::Topics;
 use crate::source::Left;
@@ -59,12 +63,14 @@ pub struct Served {
 }
 
 /// Serves every outbox of `config` until `drain` begins or nothing is left. If one cannot be served
-/// as it is configured, the others are stopped, gently.
+/// as it is configured, the others are stopped, gently. Of a config that comes by `news` it puts in force
+/// what can be changed while it runs: the limits on the rate, and the pauses between polls.
 pub async fn run(
     config: &Arc<Config>,
     until: Until,
     prepare: Prepare,
     drain: &Drain,
+    news: &tokio::sync::watch::Receiver<Arc<Config>>,
 ) -> Vec<Served> {
     let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
     let statuses = config
@@ -87,6 +93,8 @@ pub async fn run(
             until,
             prepare,
             drain: drain.clone(),
+            news: news.clone(),
+            controls: Arc::new(Controls::new(outbox.rows_per_second_max)),
             status,
         };
         outboxes.spawn(serving.run());

@@ -8,17 +8,19 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lane::{End, Lane};
+use super::lane::{End, Lane, lasting};
+use super::watching::Watching;
 use super::{Counts, Drain, Prepare, Served, Status, Until, dead_letters, watch};
 use crate::backoff::Backoff;
 use crate::config::{Config, Outbox};
+use crate::ops::controls::Controls;
 use crate::ops::facts::State;
 use crate::ops::{Progress, Reminders, Step, random};
 use crate::route::Router;
-use crate::sink::{KafkaSink, Sink as _, Topics};
+use crate::sink::{Held, KafkaSink, Sink, Topics};
 use crate::source::{
-    Error, Inspection, Inspector, Left, Migrated, Migration, Polling, PollingSource, Tended,
-    Upkeep, listen,
+    Error, Identified, Inspection, Inspector, Left, Migrated, Migration, Polling, PollingSource,
+    Tended, Upkeep, listen,
 };
 
 /// How often an outbox that must wait is looked at.
@@ -56,6 +58,8 @@ pub(super) struct Serving {
     pub(super) prepare: Prepare,
     pub(super) drain: Drain,
     pub(super) status: Arc<Status>,
+    pub(super) controls: Arc<Controls>,
+    pub(super) news: tokio::sync::watch::Receiver<Arc<Config>>,
 }
 
 impl Serving {
@@ -94,8 +98,13 @@ impl Serving {
                 on_published = ?self.outbox.on_published,
                 "serving the outbox"
             );
+            polling.heed(&self.controls);
+            let worked = match self.cluster(served).await {
+                Ok(cluster) => self.work(&polling, cluster).await,
+                Err(worked) => worked,
+            };
             served = true;
-            match self.work(&polling).await {
+            match worked {
                 // the table changed under the relay: look again, it will say what is wrong
                 Worked::LookAgain => tokio::time::sleep(LOOK_PAUSE).await,
                 Worked::Ended(ended) => return ended,
@@ -117,8 +126,11 @@ impl Serving {
                 looked = self.look_once() => looked,
             };
             let line = match looked {
-                Ok(Looked::Ready(polling)) => {
+                Ok(Looked::Ready(polling, lines)) => {
                     self.status.well();
+                    for line in lines {
+                        tracing::warn!("{line}");
+                    }
                     return Ok(polling);
                 }
                 Ok(Looked::Wrong(problems)) if served => Some(problems.join("; ")),
@@ -175,10 +187,49 @@ impl Serving {
         match inspector.look().await? {
             Inspection::Wrong(problems) => Ok(Looked::Wrong(problems)),
             Inspection::Waiting(line) => Ok(Looked::Waiting(line)),
-            Inspection::Ready(polling) => Ok(match inspector.other_worker().await? {
-                Some(line) => Looked::Busy(line),
-                None => Looked::Ready(polling),
-            }),
+            Inspection::Ready(polling) => {
+                let lines = match inspector.identify(&polling).await? {
+                    Identified::Same(lines) => lines,
+                    Identified::Copy(line) => return Ok(Looked::Wrong(vec![line])),
+                };
+                Ok(match inspector.other_worker().await? {
+                    Some(line) => Looked::Busy(line),
+                    None => Looked::Ready(polling, lines),
+                })
+            }
+        }
+    }
+
+    /// Waits for Kafka, and compares its cluster with the one that was kept with the outbox; keeps it
+    /// if it is the first. The cluster to publish to, and to no other.
+    async fn cluster(&self, served: bool) -> Result<String, Worked> {
+        let stop = self.drain.stopping();
+        let (kafka, relay) = (&self.config.kafka, &self.config.relay);
+        let mut sink = KafkaSink::new(kafka, relay, Arc::clone(&self.topics));
+        let patience = (self.until == Until::Empty).then_some(relay.publish_timeout);
+        let cluster = loop {
+            tokio::select! {
+                () = stop.cancelled() => return Err(Worked::Ended(Ended::Stopped)),
+                () = sink.ready() => {}
+                () = lasting(patience) => return Err(Worked::Ended(sink_away())),
+            }
+            if let Some(cluster) = sink.cluster_id().await {
+                break cluster;
+            }
+        };
+        let kept = match Inspector::new(&self.config, &self.outbox, false) {
+            Ok(mut inspector) => inspector.keep_cluster(&cluster).await,
+            Err(error) => Err(error),
+        };
+        match kept {
+            Ok(()) => Ok(cluster),
+            Err(error @ Error::Changed(_)) if !served => {
+                Err(Worked::Ended(Ended::Wrong(vec![super::chain(&error)])))
+            }
+            Err(error) => {
+                self.status.trouble(&error);
+                Err(Worked::LookAgain)
+            }
         }
     }
 
@@ -202,7 +253,7 @@ impl Serving {
     }
 
     /// Runs the workers, and what goes on beside them, until they end.
-    async fn work(&self, polling: &Arc<Polling>) -> Worked {
+    async fn work(&self, polling: &Arc<Polling>, cluster: String) -> Worked {
         let lane = Arc::new(Lane {
             router: Router::new(self.outbox.topic.clone()),
             policies: self.outbox.on_rejected.clone(),
@@ -211,11 +262,17 @@ impl Serving {
             drain: self.drain.clone(),
             status: Arc::clone(&self.status),
             suspects: Mutex::new(HashSet::new()),
+            controls: Arc::clone(&self.controls),
         });
+        let target = |topic: &String| dead_letters::Target {
+            topic: topic.clone(),
+            cluster: cluster.clone(),
+            controls: Arc::clone(&self.controls),
+        };
         let mut workers = JoinSet::new();
         self.status.serving(polling, self.config.relay.workers);
         for _ in 0..self.config.relay.workers {
-            workers.spawn(Worker::new(self, polling, &lane).run());
+            workers.spawn(Worker::new(self, polling, &lane, &cluster).run());
         }
         let beside = self.drain.stopping().child_token();
         let (mut helpers, mut letters) = (JoinSet::new(), JoinSet::new());
@@ -237,10 +294,18 @@ impl Serving {
             letters.spawn(dead_letters::publish(
                 Arc::clone(&self.config),
                 self.outbox.clone(),
-                topic.clone(),
+                target(topic),
                 beside.clone(),
             ));
         }
+        let watching = Watching {
+            config: Arc::clone(&self.config),
+            outbox: self.outbox.clone(),
+            controls: Arc::clone(&self.controls),
+            polling: Arc::clone(polling),
+            news: self.news.clone(),
+        };
+        helpers.spawn(watching.run(beside.clone()));
         // Behind a transaction pooler, which is what this says, the server connection that listens is
         // handed to anybody's next transaction, and that meets the notifications in its answers.
         let pooled = !self.config.database.prepared_statements;
@@ -284,7 +349,7 @@ impl Serving {
         if let (Worked::Ended(Ended::Empty), Some(topic)) =
             (&worked, &self.outbox.dead_letter_topic)
         {
-            dead_letters::flush(&self.config, &self.outbox, topic.clone()).await;
+            dead_letters::flush(&self.config, &self.outbox, target(topic)).await;
         }
         worked
     }
@@ -303,7 +368,8 @@ impl Serving {
 }
 
 enum Looked {
-    Ready(Arc<Polling>),
+    /// With what is worth a line.
+    Ready(Arc<Polling>, Vec<String>),
     Waiting(String),
     /// Somebody else's worker is at the table.
     Busy(String),
@@ -322,16 +388,19 @@ struct Worker {
     topics: Arc<Topics>,
     lane: Arc<Lane>,
     until: Until,
+    /// The only cluster to publish to.
+    cluster: String,
 }
 
 impl Worker {
-    fn new(serving: &Serving, polling: &Arc<Polling>, lane: &Arc<Lane>) -> Self {
+    fn new(serving: &Serving, polling: &Arc<Polling>, lane: &Arc<Lane>, cluster: &str) -> Self {
         Self {
             config: Arc::clone(&serving.config),
             polling: Arc::clone(polling),
             topics: Arc::clone(&serving.topics),
             lane: Arc::clone(lane),
             until: serving.until,
+            cluster: cluster.to_owned(),
         }
     }
 
@@ -342,7 +411,9 @@ impl Worker {
             database,
             ..
         } = &*self.config;
-        let mut sink = KafkaSink::new(kafka, relay, Arc::clone(&self.topics));
+        let sink = KafkaSink::new(kafka, relay, Arc::clone(&self.topics));
+        let sink = sink.only_to(Some(self.cluster.clone()));
+        let mut sink = Held::new(sink, Arc::clone(&self.lane.controls));
         let progress = self.lane.status.loops.begin("worker");
         let source = PollingSource::new(&self.polling, database, relay);
         let worked = match source {
@@ -360,7 +431,7 @@ impl Worker {
     async fn serve(
         &self,
         source: &mut PollingSource,
-        sink: &mut KafkaSink,
+        sink: &mut impl Sink,
         progress: &Progress,
     ) -> Worked {
         let stop = self.lane.drain.stopping();
@@ -371,10 +442,7 @@ impl Worker {
             let error = match self.lane.serve(source, sink, progress).await {
                 Ok(End::Stopped) => return Worked::Ended(Ended::Stopped),
                 Ok(End::Empty) => return Worked::Ended(Ended::Empty),
-                Ok(End::SinkAway) => {
-                    let line = "Kafka could not be reached: look at its brokers, or at their names";
-                    return Worked::Ended(Ended::Unavailable(line.to_owned()));
-                }
+                Ok(End::SinkAway) => return Worked::Ended(sink_away()),
                 Err(error) => error,
             };
             self.lane.status.trouble(&error);
@@ -399,6 +467,11 @@ impl Worker {
             }
         }
     }
+}
+
+fn sink_away() -> Ended {
+    let line = "Kafka could not be reached: look at its brokers, or at their names";
+    Ended::Unavailable(line.to_owned())
 }
 
 /// Tends the outbox now and then, until `stop`.

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::lane::{End, Lane};
 use super::{Drain, Status};
 use crate::event::Event;
+use crate::ops::controls::Controls;
 use crate::outcome::{Outcome, Reason};
 use crate::route::{Router, Template};
 use crate::settle::{Policies, Policy, Verdict};
@@ -340,6 +341,7 @@ impl Run {
             drain: drain.clone(),
             status: Arc::new(Status::new("simulated".to_owned())),
             suspects: Mutex::default(),
+            controls: Arc::new(Controls::new(None)),
         })
     }
 

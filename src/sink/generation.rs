@@ -9,7 +9,7 @@
 //! librdkafka blocks in making, asking, purging and dropping (a look-up of a host name alone may
 //! take seconds): all of that runs on tokio's blocking threads. A late drop is not waited for.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ pub(super) struct Generation {
     sizes: Sizes,
     /// The partitions that know this producer.
     pub(super) opened: Opened,
+    /// Where it was found to be connected to the right cluster: how often it had been cut off by then.
+    identified: Option<u32>,
 }
 
 impl Generation {
@@ -83,6 +85,7 @@ impl Generation {
             producer,
             sizes,
             opened: Opened::default(),
+            identified: None,
         })
     }
 
@@ -192,7 +195,7 @@ impl Generation {
 
     /// Whether this generation lost its last connection at any time.
     pub(super) fn was_cut_off(&self) -> bool {
-        self.reports().cut_off.load(Ordering::Relaxed)
+        self.cut_offs() > 0
     }
 
     /// Whether any record of this generation was reported as failed, or falsely as delivered.
@@ -220,6 +223,37 @@ impl Generation {
         let answers = blocking(ask).await.unwrap_or(false);
         self.rest();
         answers
+    }
+
+    fn cut_offs(&self) -> u32 {
+        self.reports().cut_offs.load(Ordering::Relaxed)
+    }
+
+    /// It is connected to the right cluster.
+    pub(super) fn identify(&mut self) {
+        self.identified = Some(self.cut_offs());
+    }
+
+    /// Whether it was found to be connected to the right cluster.
+    pub(super) fn is_identified(&self) -> bool {
+        self.identified.is_some()
+    }
+
+    /// Whether it lost its last connection since: another cluster may be at the same addresses now.
+    pub(super) fn may_have_moved(&self) -> bool {
+        self.identified.is_some_and(|then| then != self.cut_offs())
+    }
+
+    /// The cluster that this producer is connected to; asked for where it is not known yet. Each call
+    /// costs some bytes for good (rdkafka 0.39 does not free what librdkafka hands out), so it is for
+    /// once in a producer's life.
+    pub(super) async fn cluster_id(&self) -> Option<String> {
+        let producer = Arc::clone(self.producer.inner());
+        let ask = move || producer.client().fetch_cluster_id(ASK_TIMEOUT);
+        self.producer.await_reports(true);
+        let cluster_id = blocking(ask).await.flatten();
+        self.rest();
+        cluster_id
     }
 
     /// What Kafka says of `topics`. The topics asked after the first cluster fault are left out.
@@ -268,7 +302,9 @@ pub(super) struct Refused<'a> {
 }
 
 /// Runs `work` on a thread that may block. `None` if it panicked or the runtime is going down.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
 
@@ -353,7 +389,8 @@ pub(super) struct Reports {
     group: Mutex<Group>,
     changed: Notify,
     complaint: Mutex<Option<String>>,
-    cut_off: AtomicBool,
+    /// How often the last connection was lost.
+    cut_offs: AtomicU32,
 }
 
 #[derive(Default)]
@@ -414,7 +451,7 @@ impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(target: "librdkafka", "{reason}");
         if error.rdkafka_error_code() == Some(Code::AllBrokersDown) {
-            self.cut_off.store(true, Ordering::Relaxed);
+            self.cut_offs.fetch_add(1, Ordering::Relaxed);
         } else {
             // it says more: what brought each of them down
             let mut complaint = self
@@ -427,7 +464,7 @@ impl ClientContext for Reports {
 }
 
 /// The context of a client that only asks.
-struct Quiet;
+pub(super) struct Quiet;
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

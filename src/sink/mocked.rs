@@ -10,7 +10,8 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::time::{sleep, timeout};
 
-use super::{Attempt, KafkaSink, Sink, Topics, testing};
+use super::{Attempt, Held, KafkaSink, Sink, Topics, testing};
+use crate::ops::controls::{Controls, Paused};
 use crate::outcome::Outcome;
 use crate::record::Record;
 
@@ -523,4 +524,64 @@ async fn a_topic_all_of_whose_partitions_were_silent_is_found_again() {
     timeout(Duration::from_secs(30), found)
         .await
         .expect("found again");
+}
+
+#[tokio::test]
+async fn records_are_given_to_the_one_cluster_and_to_no_other() {
+    let (mock, mut sink) = cluster(&["t"]);
+    let ours = sink.cluster_id().await.unwrap();
+    let (kafka, relay) = (testing::kafka(&mock.bootstrap_servers()), testing::relay());
+    let records = [record("t", "a"), record("t", "b")];
+    for (cluster, taken) in [("another", false), (ours.as_str(), true)] {
+        let topics = Arc::new(Topics::new(&kafka, &relay));
+        let sink = KafkaSink::new(&kafka, &relay, Arc::clone(&topics));
+        let mut sink = sink.only_to(Some(cluster.to_owned()));
+        let outcomes = publish(&mut sink, &together(&records)).await;
+        assert_eq!(outcomes.iter().all(delivered), taken, "{outcomes:?}");
+        assert_eq!(outcomes.iter().any(delivered), taken, "{outcomes:?}");
+        if !taken {
+            assert!(
+                !topics.reachable(),
+                "brokers of another cluster are as good as none"
+            );
+            let ready = timeout(Duration::from_secs(3), sink.ready()).await;
+            assert!(ready.is_err(), "nothing is claimed for them");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_paused_waits_and_the_rest_of_a_batch_goes() {
+    let (_mock, sink) = cluster(&["free", "paused"]);
+    let controls = Arc::new(Controls::new(None));
+    let mut sink = Held::new(sink, Arc::clone(&controls));
+    let records = [
+        record("paused", "a"),
+        record("free", "a"),
+        record("paused", "b"),
+        record("free", "b"),
+    ];
+    let all = async |sink: &mut Held<KafkaSink>| {
+        let together = together(&records);
+        let publish = sink.publish(&together, pending());
+        timeout(Duration::from_secs(20), publish).await.unwrap()
+    };
+    controls.pause(Paused::of(["paused".to_owned()]));
+    assert!(sink.paused().contains("paused") && sink.keeps_waiting("paused", "a"));
+    let outcomes = all(&mut sink).await;
+    let went: Vec<bool> = outcomes.iter().map(delivered).collect();
+    assert_eq!(went, [false, true, false, true], "{outcomes:?}");
+    assert_eq!(
+        (&outcomes[0], &outcomes[2]),
+        (&Outcome::Paused, &Outcome::Paused)
+    );
+    controls.pause(Paused::of([String::new()]));
+    let outcomes = all(&mut sink).await;
+    assert!(
+        outcomes.iter().all(|outcome| *outcome == Outcome::Paused),
+        "{outcomes:?}"
+    );
+    controls.pause(Paused::default());
+    let outcomes = all(&mut sink).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
 }

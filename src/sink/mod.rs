@@ -27,9 +27,17 @@ pub use producer::KafkaSink;
 
 mod generation;
 
+mod held;
+pub use held::Held;
+
 mod opened;
 
 mod round;
+
+mod search;
+pub use search::{Found, Search, search};
+
+mod sending;
 
 mod outcome;
 

@@ -32,19 +32,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error};
 
-use super::generation::{Generation, Refused, Report, ask_limits};
+use super::generation::{Generation, Report, ask_limits};
 use super::opened::Split;
 use super::outcome::{self, Fault};
 use super::round::Round;
+use super::sending::{Ended, GiveUp, collect, enqueue};
 use super::settings;
 use super::topics::{PROBE_TIMEOUT, Topics};
 use super::{Attempt, Sink};
@@ -53,10 +53,6 @@ use crate::config;
 use crate::ops::{Mistake, failpoint, makes, random};
 use crate::outcome::Outcome;
 
-/// How long a record waits for room in the queue before it is tried again.
-const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
-/// After a first failure, how long the records in flight beside it may take to be answered.
-const FAILURE_GRACE: Duration = Duration::from_millis(250);
 /// Shortest pause between two probes of a cluster that is away.
 const PROBE_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest one: Kafka is found again within seconds of its return, however long it was away.
@@ -81,6 +77,8 @@ pub struct KafkaSink {
     /// Whether the cluster took the last records it was given, or answered the last probe.
     ready: bool,
     probes: Backoff,
+    /// The only cluster to publish to; `None`: any.
+    cluster: Option<String>,
 }
 
 impl KafkaSink {
@@ -96,6 +94,45 @@ impl KafkaSink {
             limits: JoinSet::new(),
             ready: false,
             probes: Backoff::new(PROBE_PAUSE_MIN, pause_max),
+            cluster: None,
+        }
+    }
+
+    /// Publishes to the cluster of this id and to no other: brokers of another one count as away.
+    #[must_use]
+    pub fn only_to(mut self, cluster: Option<String>) -> Self {
+        self.cluster = cluster;
+        self
+    }
+
+    /// The id of the cluster, if it answers.
+    pub async fn cluster_id(&mut self) -> Option<String> {
+        let generation = self.generation().await.ok()?;
+        let cluster_id = generation.cluster_id().await;
+        self.generation = Some(generation);
+        cluster_id
+    }
+
+    /// Why `generation` may not be given records: it is connected to another cluster than it should
+    /// be, or to none yet. Asked once for each producer, before its first record.
+    async fn stranger(&self, generation: &mut Generation) -> Option<String> {
+        let Some(ours) = self
+            .cluster
+            .as_ref()
+            .filter(|_| !generation.is_identified())
+        else {
+            return None;
+        };
+        match generation.cluster_id().await {
+            Some(theirs) if theirs == *ours => {
+                generation.identify();
+                None
+            }
+            Some(theirs) => Some(format!(
+                "these are brokers of the Kafka cluster {theirs}, and the outbox is published to the \
+                 cluster {ours}: see `outbox-relay adopt`"
+            )),
+            None => Some("it does not say which cluster it is".to_owned()),
         }
     }
 
@@ -108,12 +145,12 @@ impl KafkaSink {
     async fn generation(&mut self) -> Result<Generation, String> {
         let sizes = self.topics.sizes();
         if let Some(generation) = self.generation.take() {
-            if generation.sizes() == sizes {
+            if generation.sizes() == sizes && !generation.may_have_moved() {
                 return Ok(generation);
             }
             debug!(
                 ?sizes,
-                "the producer is made anew: a topic has another size limit"
+                "the producer is made anew: a topic has another size limit, or it was cut off"
             );
             end(generation);
         }
@@ -313,6 +350,14 @@ impl KafkaSink {
                     return;
                 }
             };
+            match give_up.unless(self.stranger(&mut generation)).await {
+                Some(None) => {}
+                Some(Some(why)) => {
+                    round.trouble = Some(why);
+                    return end(generation);
+                }
+                None => return end(generation),
+            }
             let attempts = round.attempts;
             let partitions = |topic: &str| self.topics.partitions(topic);
             let now = Instant::now();
@@ -476,7 +521,7 @@ impl Sink for KafkaSink {
             if self.probes.failures() > 1 {
                 sleep(pause).await;
             }
-            let generation = match self.generation().await {
+            let mut generation = match self.generation().await {
                 Ok(generation) => generation,
                 Err(why) => {
                     self.topics.away(&why, Instant::now());
@@ -484,6 +529,15 @@ impl Sink for KafkaSink {
                 }
             };
             let answers = generation.cluster_answers().await;
+            let stranger = match answers {
+                true => self.stranger(&mut generation).await,
+                false => None,
+            };
+            if let Some(why) = stranger {
+                self.topics.away(&why, Instant::now());
+                end(generation);
+                continue;
+            }
             if answers {
                 self.topics.answers();
                 self.ready = true;
@@ -549,116 +603,4 @@ impl Drop for KafkaSink {
 /// Lets `generation` go without waiting for it.
 fn end(generation: Generation) {
     drop(generation.retire());
-}
-
-/// Enqueues the records of `group` in order, up to the first that librdkafka refuses or the
-/// deadline. Says which slot was refused and why; the room of what was not enqueued is given back.
-async fn enqueue<F: Future<Output = ()>>(
-    generation: &Generation,
-    attempts: &[Attempt<'_>],
-    group: &[usize],
-    give_up: &mut GiveUp<'_, F>,
-) -> Option<(usize, Code)> {
-    for (slot, &i) in group.iter().enumerate() {
-        if slot == group.len() / 2 {
-            failpoint("sink_enqueue");
-            if slot > 0 && makes(Mistake::PurgeOpen) {
-                generation.purge_open().await;
-            }
-        }
-        let mut sent = generation.enqueue(slot, attempts[i].record);
-        while let Err(Refused {
-            code: Code::QueueFull,
-            record,
-        }) = sent
-        {
-            if give_up.unless(sleep(QUEUE_FULL_PAUSE)).await.is_none() {
-                generation.withdraw(group.len() - slot);
-                return Some((slot, Code::PurgeQueue));
-            }
-            sent = generation.send(*record);
-        }
-        if let Err(refused) = sent {
-            generation.withdraw(group.len() - slot);
-            return Some((slot, refused.code));
-        }
-    }
-    None
-}
-
-/// How the wait for a group's reports ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// Each record was acknowledged.
-    Clean,
-    /// Some record failed.
-    Failed,
-    /// None failed, and some were not answered for in time.
-    Late,
-}
-
-/// Waits for the reports of the open group; at the deadline, after `patience`, or some time after a
-/// failure, what is still out is withdrawn.
-async fn collect<F: Future<Output = ()>>(
-    generation: &Generation,
-    patience: Option<Duration>,
-    give_up: &mut GiveUp<'_, F>,
-) -> Ended {
-    let reported = async {
-        match patience {
-            Some(patience) => tokio::time::timeout(patience, generation.first_failure_or_all())
-                .await
-                .is_ok(),
-            None => {
-                generation.first_failure_or_all().await;
-                true
-            }
-        }
-    };
-    if give_up.unless(reported).await != Some(true) {
-        generation.purge().await;
-        return Ended::Late;
-    }
-    if !generation.failed() {
-        return Ended::Clean;
-    }
-    let rest = tokio::time::timeout(FAILURE_GRACE, generation.all());
-    if !matches!(give_up.unless(rest).await, Some(Ok(()))) {
-        generation.purge().await;
-    }
-    Ended::Failed
-}
-
-/// The caller's deadline, which may be looked at again after it has passed.
-struct GiveUp<'f, F> {
-    future: Pin<&'f mut F>,
-    over: bool,
-}
-
-impl<'f, F: Future<Output = ()>> GiveUp<'f, F> {
-    fn new(future: Pin<&'f mut F>) -> Self {
-        Self {
-            future,
-            over: false,
-        }
-    }
-
-    fn over(&self) -> bool {
-        self.over
-    }
-
-    /// Runs `work` unless the deadline comes, or came, first.
-    async fn unless<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        if self.over {
-            return None;
-        }
-        tokio::select! {
-            biased;
-            done = work => Some(done),
-            () = self.future.as_mut() => {
-                self.over = true;
-                None
-            }
-        }
-    }
 }

@@ -52,6 +52,15 @@ pub enum Error {
         /// The number of lane rows there are.
         theirs: i64,
     },
+    /// The connection leads to another database than the outbox was first served in.
+    #[error(
+        "{outbox} is now another database's, a copy of the one it was first served in: see `outbox-relay \
+         adopt`"
+    )]
+    Copy {
+        /// The table.
+        outbox: String,
+    },
     /// Fewer rows were marked or deleted than were published.
     #[error(
         "{changed} of {expected} published rows of {outbox} could be marked or deleted: look for a \
@@ -167,6 +176,7 @@ impl Error {
             Self::Silence { .. }
             | Self::Routing { .. }
             | Self::Lanes { .. }
+            | Self::Copy { .. }
             | Self::Unsettled { .. }
             | Self::Changed(_) => None,
         }
@@ -182,7 +192,7 @@ impl Error {
         ];
         matches!(
             self,
-            Self::Routing { .. } | Self::Lanes { .. } | Self::Row { .. }
+            Self::Routing { .. } | Self::Lanes { .. } | Self::Copy { .. } | Self::Row { .. }
         ) || self.code().is_some_and(|code| CHANGED.contains(&code))
     }
 }

@@ -44,6 +44,7 @@ impl Look<'_> {
             ("outbox", "select, update"),
             ("lane", "select, update"),
             ("parked", "select, insert, update, delete"),
+            ("pause", "select"),
         ];
         let mut missing = Vec::new();
         for (check, grant) in checks {

@@ -196,6 +196,21 @@ impl Lanes {
         self.swept(offer.sweep && got.is_empty(), false, now);
     }
 
+    /// The outbox is paused: nothing of `offer` is claimed, and nothing is known of what is there.
+    pub(super) fn paused(&mut self, offer: &Offer, now: Instant) {
+        for &lane in &offer.lanes {
+            let lane = self.lane_mut(lane);
+            lane.held = false;
+            lane.backlog = false;
+        }
+        self.swept(offer.sweep, false, now);
+    }
+
+    /// The pauses between polls, from now on.
+    pub(super) fn poll_every(&mut self, pause_min: Duration, pause_max: Duration) {
+        (self.limits.pause_min, self.limits.pause_max) = (pause_min, pause_max);
+    }
+
     /// How many rows to ask of each of `lanes` lanes, `lane` being one of them.
     pub(super) fn rows_of(&self, lane: i32, lanes: usize) -> i32 {
         if self.lane(lane).backoff.failures() > 0 {

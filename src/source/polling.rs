@@ -23,11 +23,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,7 @@ use super::session::{Session, answer};
 use super::sql::Statements;
 use super::{Batch, Error, Judged, Next, Source};
 use crate::config::Database;
+use crate::ops::controls::{Controls, Paused};
 use crate::ops::{Mistake, Poll, Progress, Step, Tally, failpoint, is_news, makes, random};
 use crate::route::Waiting;
 use crate::settle::Verdict;
@@ -59,6 +60,11 @@ pub struct Polling {
     pub(super) statements: Statements,
     /// Stands between claiming and publishing, where the outbox wants it.
     barrier: Option<Barrier>,
+    /// Asks a new connection whether it leads to the right database.
+    identity: OnceLock<String>,
+    /// What somebody outside wants.
+    controls: OnceLock<Arc<Controls>>,
+    workers: usize,
     pub(super) memory: Mutex<Memory>,
     /// Told when a worker that waits may have something to do.
     pub(super) wake: Notify,
@@ -130,6 +136,9 @@ impl Polling {
             lanes_count,
             statements,
             barrier,
+            identity: OnceLock::new(),
+            controls: OnceLock::new(),
+            workers: relay.workers,
             memory: Mutex::new(memory),
             wake: Notify::new(),
             in_hand: AtomicU16::new(0),
@@ -152,6 +161,32 @@ impl Polling {
     #[must_use]
     pub fn lanes(&self) -> (u16, u16) {
         (self.lanes_count, self.in_hand.load(Ordering::Relaxed))
+    }
+
+    /// From now on every new connection of a worker is asked this.
+    pub(super) fn identified_by(&self, question: String) {
+        self.identity.get_or_init(|| question);
+    }
+
+    /// From now on the claims heed `controls`, and tell them what is paused.
+    pub fn heed(&self, controls: &Arc<Controls>) {
+        self.controls.get_or_init(|| Arc::clone(controls));
+    }
+
+    /// The pauses between polls, from now on.
+    pub fn poll_every(&self, pause_min: Duration, pause_max: Duration) {
+        self.memory(|memory| memory.lanes.poll_every(pause_min, pause_max));
+        self.wake.notify_waiters();
+    }
+
+    /// Most rows that a claim may ask of each of `lanes` lanes.
+    fn rows_max(&self, lanes: usize) -> i32 {
+        let rate = self.controls.get().map(|controls| controls.rate());
+        let rows = rate.and_then(|rate| rate.claim_rows_max(self.workers));
+        let lanes = u32::try_from(lanes.max(1)).unwrap_or(u32::MAX);
+        rows.map_or(i32::MAX, |rows| {
+            i32::try_from((rows / lanes).max(1)).unwrap_or(i32::MAX)
+        })
     }
 
     pub(super) fn statements(&self) -> &Statements {
@@ -190,6 +225,9 @@ enum Origin {
     /// The parked row of each event, and its aggregate.
     Parked(Vec<(i64, String)>),
 }
+
+/// Lanes that were taken, and those of them with parked rows somebody decided about.
+type Taken = (Vec<i32>, Vec<i32>);
 
 /// What became of a claim.
 #[derive(Debug)]
@@ -319,7 +357,13 @@ impl PollingSource {
             counted: 0,
         };
         self.full = false;
-        let (lanes, decided) = self.take_lanes(&offer).await?;
+        let Some((lanes, decided)) = self.take_lanes(&offer).await? else {
+            held.lanes.clear();
+            held.sweeping = false;
+            polling.memory(|memory| memory.lanes.paused(&offer, Instant::now()));
+            self.session.end("rollback").await?;
+            return Ok(Claim::Nothing);
+        };
         held.taken(&lanes);
         if let Some((tally, _)) = &self.watched {
             let taken = u64::try_from(lanes.len()).unwrap_or(0);
@@ -353,10 +397,11 @@ impl PollingSource {
         }
 
         let filter = self.filter(waiting);
+        let rows_max = polling.rows_max(lanes.len());
         let asked = polling.memory(|memory| {
             lanes
                 .iter()
-                .map(|lane| memory.lanes.rows_of(*lane, lanes.len()))
+                .map(|lane| memory.lanes.rows_of(*lane, lanes.len()).min(rows_max))
                 .collect::<Vec<_>>()
         });
         held.claiming = true;
@@ -401,11 +446,21 @@ impl PollingSource {
         }))
     }
 
-    /// Begins the transaction and locks what it can of the lanes of `offer`.
-    async fn take_lanes(&mut self, offer: &Offer) -> Result<(Vec<i32>, Vec<i32>), Error> {
+    /// Begins the transaction and locks what it can of the lanes of `offer`. `None`: the outbox is paused.
+    async fn take_lanes(&mut self, offer: &Offer) -> Result<Option<Taken>, Error> {
         let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
+        let is_new = !self.session.is_connected();
         let connection = self.session.begin(&polling.statements.open).await?;
+        if let (true, Some(question)) = (is_new, polling.identity.get()) {
+            let doing = "tell which database it is";
+            let same = sqlx::raw_sql(AssertSqlSafe(question.clone())).fetch_one(&mut *connection);
+            let same = answer(limit, doing, same).await?.try_get(0);
+            if !same.map_err(|error| Error::statement(doing, error))? {
+                let outbox = polling.outbox.clone();
+                return Err(Error::Copy { outbox });
+            }
+        }
         let lanes = sqlx::query(polling.statements.lanes.clone())
             .bind(&offer.lanes)
             .bind(offer.sweep)
@@ -416,7 +471,19 @@ impl PollingSource {
     }
 
     /// The lanes that were taken, and those of them with parked rows somebody decided about.
-    fn read_lanes(&self, rows: &[PgRow]) -> Result<(Vec<i32>, Vec<i32>), Error> {
+    fn read_lanes(&self, rows: &[PgRow]) -> Result<Option<Taken>, Error> {
+        if let Some(row) = rows.first() {
+            let topics: Result<Vec<String>, _> = row.try_get(4);
+            let topics = topics.map_err(|error| Error::statement("read what is paused", error))?;
+            let paused = Paused::of(topics);
+            let whole = paused.whole;
+            if let Some(controls) = self.polling.controls.get() {
+                controls.pause(paused);
+            }
+            if whole {
+                return Ok(None);
+            }
+        }
         let (mut lanes, mut decided) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
             let read = || -> Result<(i32, Option<String>, bool, i64), sqlx::Error> {
@@ -446,7 +513,7 @@ impl PollingSource {
                 decided.push(lane);
             }
         }
-        Ok((lanes, decided))
+        Ok(Some((lanes, decided)))
     }
 
     async fn settle_all(&mut self, receipt: &Receipt, judged: &Judged<'_>) -> Result<(), Error> {

@@ -102,6 +102,11 @@ impl Session {
         self.connection.as_mut().ok_or_else(lost)
     }
 
+    /// Whether there is a connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
     /// How long to wait for an answer.
     pub(super) fn answer_timeout(&self) -> Duration {
         self.answer_timeout

@@ -150,7 +150,8 @@ impl Statements {
 
             // Takes up to $3 of the lanes $1, the first of them first: those that are free and, if
             // $2, have work. Locks the lane rows it returns and no other. Counts all there are: whoever
-            // counts on another number would claim the rows of lanes it does not hold.
+            // counts on another number would claim the rows of lanes it does not hold. Says what somebody
+            // paused: an empty topic is the whole outbox.
             // Plan: index scan of the lanes; for `has work` one probe of the lane index a lane. Not
             // `exists`: under an `or` the planner hashes its whole subquery, the whole backlog
             // (4 s for a million rows); a scalar subquery is run as written.
@@ -159,7 +160,8 @@ impl Statements {
                         exists (select from outbox_relay.parked p
                                  where p.outbox = {outbox} and p.state in ('retry', 'skip')
                                    and (p.hash & {mask}) = l.lane) as decided,
-                        (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes
+                        (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes,
+                        array(select u.topic from outbox_relay.pause u where u.outbox = {outbox}) as paused
                    from outbox_relay.lane l
                    join outbox_relay.outbox o on o.name = l.outbox
                   where l.outbox = {outbox} and l.lane = any ($1::int4[])
@@ -427,21 +429,7 @@ impl Statements {
                          limit $2 for update skip locked))"
             )),
 
-            // Deletes at most $2 rows, from place $3 on, that were marked longer than $1 seconds
-            // ago; says how many, and the last place. No index on the time of publishing is wanted
-            // for this: each mark would pay for it. Plan: tid range scan in the table's own order,
-            // from where the last batch ended. Passes over what somebody has locked.
-            purge: sql(format!(
-                "with old as (
-                   select o.ctid from {rows} o
-                    where o.ctid > $3::text::tid
-                      and o.published_at < clock_timestamp() - make_interval(secs => $1)
-                    limit $2 for update skip locked),
-                 gone as (
-                   delete from {rows} t where t.ctid = any (array(select ctid from old))
-                   returning t.ctid)
-                 select count(*), max(ctid)::text from gone"
-            )),
+            purge: sql(purge(&rows)),
 
             // What is left: pending rows, and parked ones by state, without those somebody gave up.
             left: sql(format!(
@@ -471,6 +459,24 @@ pub(super) fn begin(timeouts: Timeouts, settings: &str) -> String {
          set local jit = off;
          set local timezone = 'UTC';
          {settings}"
+    )
+}
+
+/// Deletes at most $2 of `rows`, from place $3 on, that were marked longer than $1 seconds ago; says how
+/// many, and the last place. No index on the time of publishing is wanted for this: each mark would pay
+/// for it. Plan: tid range scan in the table's own order, from where the last batch ended. Passes over
+/// what somebody has locked.
+pub(super) fn purge(rows: &str) -> String {
+    format!(
+        "with old as (
+           select o.ctid from {rows} o
+            where o.ctid > $3::text::tid
+              and o.published_at < clock_timestamp() - make_interval(secs => $1)
+            limit $2 for update skip locked),
+         gone as (
+           delete from {rows} t where t.ctid = any (array(select ctid from old))
+           returning t.ctid)
+         select count(*), max(ctid)::text from gone"
     )
 }
 

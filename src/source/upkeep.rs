@@ -13,11 +13,11 @@ use crate::config::{Database, OnPublished, Outbox};
 use crate::ops::{Progress, Step};
 
 /// Rows in one deletion, so that no lock is held for long and no replica falls behind.
-const PURGE_ROWS: i64 = 5_000;
+pub(super) const PURGE_ROWS: i64 = 5_000;
 /// Parked rows in one deletion: they may be large.
 const DROP_ROWS: i64 = 1_000;
 /// The pause between two deletions, for the same reason.
-const PURGE_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PURGE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Looks after one outbox, on a connection of its own while it is at it.
 #[derive(Debug)]

@@ -118,7 +118,7 @@ impl<'a> Setup<'a> {
         command
             .args(arguments)
             .arg("--config")
-            .arg(file)
+            .arg(&file)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env(
                 janitor::RUN,
@@ -145,6 +145,7 @@ impl<'a> Setup<'a> {
             child,
             log,
             followers,
+            config: file,
         }
     }
 
@@ -205,12 +206,20 @@ pub(crate) struct Relay {
     child: Child,
     log: Arc<Log>,
     followers: [JoinHandle<()>; 2],
+    config: PathBuf,
 }
 
 impl Relay {
     /// Asks it to stop.
     pub(crate) fn sigterm(&self) {
         janitor::signal(self.child.id(), Signal::TERM);
+    }
+
+    /// Changes its config file, and asks it to read that anew.
+    pub(crate) fn reload(&self, change: impl FnOnce(String) -> String) {
+        let text = std::fs::read_to_string(&self.config).expect("the config file can be read");
+        std::fs::write(&self.config, change(text)).expect("the config file can be written");
+        janitor::signal(self.child.id(), Signal::HUP);
     }
 
     /// Freezes it.

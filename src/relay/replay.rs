@@ -1,0 +1,160 @@
+//! Publishing marked rows again: in outbox order, at a bounded rate, each with a header that says so. No
+//! row is changed, so relays that run beside it notice nothing.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::backoff::Backoff;
+use crate::config::{Config, Outbox};
+use crate::event::Event;
+use crate::ops::controls::Controls;
+use crate::ops::random;
+use crate::outcome::{Outcome, Reason};
+use crate::record::Record;
+use crate::route::Router;
+use crate::sink::{Attempt, Held, KafkaSink, Sink, Topics};
+use crate::source::{Error, Marked, Replayer};
+
+/// Rows that are in memory at once.
+const PAGE_ROWS: usize = 500;
+/// Attempts in a row that bring nothing, after which it is given up.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// What a replay needs.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    /// All of the config.
+    pub config: &'a Arc<Config>,
+    /// The outbox.
+    pub outbox: &'a Outbox,
+    /// The id of the only cluster to publish to.
+    pub cluster: String,
+    /// How fast, and what is paused.
+    pub controls: Arc<Controls>,
+    /// For the header, in RFC 3339.
+    pub at: String,
+}
+
+/// What a replay came to.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    /// Rows that Kafka took again.
+    pub published: usize,
+    /// Rows that were purged before they were read.
+    pub gone: usize,
+    /// Rows that were refused, and why.
+    pub refused: Vec<(Uuid, Reason)>,
+    /// Whether all was tried; else it was stopped, or Kafka took nothing.
+    pub complete: bool,
+}
+
+impl Replay<'_> {
+    /// Publishes `rows` again, until `stop`.
+    ///
+    /// # Errors
+    /// Postgres could not be asked. What was published by then is in `replayed`.
+    pub async fn run(
+        &self,
+        replayer: &mut Replayer,
+        rows: &[Marked],
+        stop: &CancellationToken,
+        replayed: &mut Replayed,
+    ) -> Result<(), Error> {
+        let topics = Arc::new(Topics::new(&self.config.kafka, &self.config.relay));
+        let sink = KafkaSink::new(&self.config.kafka, &self.config.relay, topics);
+        let sink = sink.only_to(Some(self.cluster.clone()));
+        let mut sink = Held::new(sink, Arc::clone(&self.controls));
+        let page_rows = self.controls.rate().claim_rows_max(1);
+        let page_rows = page_rows.map_or(PAGE_ROWS, |rows| usize::try_from(rows).unwrap_or(1));
+        let mut done = true;
+        for page in rows.chunks(page_rows.min(PAGE_ROWS)) {
+            let events = replayer.read(page).await?;
+            replayed.gone += page.len() - events.len();
+            if !self.page(&mut sink, &events, stop, replayed).await {
+                done = false;
+                break;
+            }
+        }
+        replayed.complete = done;
+        sink.close().await;
+        Ok(())
+    }
+
+    /// Publishes one page; whether all of it was dealt with.
+    async fn page(
+        &self,
+        sink: &mut impl Sink,
+        events: &[Event],
+        stop: &CancellationToken,
+        replayed: &mut Replayed,
+    ) -> bool {
+        let router = Router::new(self.outbox.topic.clone());
+        let mut records = Vec::with_capacity(events.len());
+        for event in events {
+            let record = router
+                .topic(event)
+                .and_then(|topic| Record::encode(event, topic));
+            match record {
+                Ok(record) => records.push((event.id, record.replayed(&self.at))),
+                Err(reason) => replayed.refused.push((event.id, reason)),
+            }
+        }
+        let mut suspects = HashSet::new();
+        let mut backoff = Backoff::new(
+            Duration::from_millis(100),
+            self.config.relay.retry_backoff_max,
+        );
+        while !records.is_empty() {
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = self.controls.turn() => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = sink.ready() => {}
+                () = tokio::time::sleep(self.config.relay.publish_timeout) => return false,
+            }
+            let attempt = |(id, record)| Attempt {
+                record,
+                alone: suspects.contains(id),
+            };
+            let attempts: Vec<Attempt<'_>> = records.iter().map(|(i, r)| attempt((i, r))).collect();
+            let give_up = tokio::time::sleep(self.config.relay.publish_timeout);
+            let outcomes = sink.publish(&attempts, give_up).await;
+            drop(attempts);
+            let (before, mut published) = (records.len(), 0);
+            let mut outcomes = outcomes.into_iter();
+            let mut moved = false;
+            records.retain(|(id, _)| match outcomes.next() {
+                Some(Outcome::Delivered { .. }) => {
+                    published += 1;
+                    false
+                }
+                Some(Outcome::Rejected(reason)) => {
+                    replayed.refused.push((*id, reason));
+                    false
+                }
+                Some(Outcome::Suspect) => {
+                    moved |= suspects.insert(*id);
+                    true
+                }
+                _ => true,
+            });
+            replayed.published += published;
+            self.controls
+                .spent(u64::try_from(published).unwrap_or(u64::MAX));
+            if records.len() < before || moved {
+                backoff.reset();
+            } else if backoff.failures() >= ATTEMPTS_MAX {
+                return false;
+            } else {
+                tokio::time::sleep(backoff.next(random())).await;
+            }
+        }
+        true
+    }
+}
