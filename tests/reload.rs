@@ -33,7 +33,7 @@ fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
             let text = text.replace("workers = 2", "workers = 3");
             format!("{text}\n[log]\nfilter = \"info,outbox_relay=debug\"")
         });
-        for part in ["outbox.rows_per_second_max of outbox", "log.filter"] {
+        for part in ["outbox.rows_per_second_max of public.outbox", "log.filter"] {
             let wanted = format!("\"key\":\"{part}");
             relay.wait_line(&wanted, SOON).await;
         }

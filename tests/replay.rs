@@ -42,7 +42,7 @@ fn marked_rows_are_published_again_in_order_with_a_header_that_says_so() {
         let yes = ["replay", "--key", "a", "--yes", "--note", "lost it"];
         let (said, next) = tokio::join!(
             ends(&setup, &yes, 0),
-            one(world, &outbox, &aggregate_type, "a", 41)
+            one(world, &outbox, &aggregate_type, "b", 41)
         );
         ledger.push(next);
         assert!(said.contains("40 of 40 rows"), "{said}");

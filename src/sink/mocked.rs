@@ -562,8 +562,8 @@ async fn what_is_paused_waits_and_the_rest_of_a_batch_goes() {
         record("free", "b"),
     ];
     let all = async |sink: &mut Held<KafkaSink>| {
-        let together = together(&records);
-        let publish = sink.publish(&together, pending());
+        let attempts = together(&records);
+        let publish = sink.publish(&attempts, pending());
         timeout(Duration::from_secs(20), publish).await.unwrap()
     };
     controls.pause(Paused::of(["paused".to_owned()]));

@@ -116,13 +116,8 @@ impl KafkaSink {
     /// Why `generation` may not be given records: it is connected to another cluster than it should
     /// be, or to none yet. Asked once for each producer, before its first record.
     async fn stranger(&self, generation: &mut Generation) -> Option<String> {
-        let Some(ours) = self
-            .cluster
-            .as_ref()
-            .filter(|_| !generation.is_identified())
-        else {
-            return None;
-        };
+        let unknown = |_: &&String| !generation.is_identified();
+        let ours = self.cluster.as_ref().filter(unknown)?;
         match generation.cluster_id().await {
             Some(theirs) if theirs == *ours => {
                 generation.identify();

@@ -1,11 +1,12 @@
 //! Where in a topic an event is: a bounded look by a consumer that belongs to no group and commits
 //! nothing.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::message::{Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
+use tokio::time::Instant;
 
 use super::generation::{Quiet, blocking};
 use super::{outcome, settings};
