@@ -10,7 +10,6 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::faults::fake_time;
 use crate::support::cluster;
 use crate::support::guarded::{Guarded, PASSWORD, USER};
 use crate::support::outbox::{Layout, OnPublished, Outbox};
@@ -392,6 +391,15 @@ fn check_finds_a_dozen_things_at_once_and_each_fix_mends_its_own() {
             } else {
                 world.execute(fix).await;
             }
+            if *part == "a transaction of" {
+                // it ends when its process hears of it; until then vacuum can do nothing
+                eventually(SOON, "the transaction has ended", async || {
+                    let open = "select count(*) from pg_stat_activity
+                         where datname = current_database() and backend_xid is not null";
+                    world.number(open).await == 0
+                })
+                .await;
+            }
         }
         let checked = check(&setup, old).await;
         for (item, part, _) in BROKEN {
@@ -652,25 +660,36 @@ fn a_pooler_that_loses_prepared_statements_is_found() {
     });
 }
 
+/// The server answers with another time. To run the program under a false clock is no way: librdkafka was
+/// seen to stand still there.
 #[test]
 fn a_clock_that_is_wrong_is_found() {
-    let library = match fake_time() {
-        Ok(library) => library,
-        Err(why) => return support::skip(&why),
-    };
     support::run(async |world| {
         let outbox = Outbox::classic();
         outbox.create(world).await;
-        let setup = || world.relay(&[&outbox]);
-        setup().migrate().await;
-        let wrong = setup()
-            .env("LD_PRELOAD", &library.to_string_lossy())
-            .env("FAKETIME", "+1h")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        let checked = check(&wrong, &[]).await;
-        let (level, _) = checked.found("clock", "s behind this machine's");
-        assert_eq!(level, "warn");
-        check(&setup(), &[]).await.assert_clean_of("clock", "");
+        let setup = world.relay(&[&outbox]);
+        setup.migrate().await;
+        check(&setup, &[]).await.assert_clean_of("clock", "");
+        world
+            .execute(
+                "create schema late;
+                 create function late.clock_timestamp() returns timestamptz language sql volatile
+                   as $$ select pg_catalog.clock_timestamp() - interval '1 hour' $$",
+            )
+            .await;
+        let database = world.database();
+        world
+            .execute(&format!(
+                "alter database \"{database}\" set search_path = late, pg_catalog, public"
+            ))
+            .await;
+        let checked = check(&setup, &[]).await;
+        let (level, fix) = checked.found("clock", "s behind this machine's");
+        assert!(level == "warn" && fix.contains("timedatectl"), "{fix}");
+        world
+            .execute(&format!("alter database \"{database}\" reset search_path"))
+            .await;
+        check(&setup, &[]).await.assert_clean_of("clock", "");
     });
 }
 

@@ -73,7 +73,7 @@ fn tail_shows_the_last_events_by_key_type_and_topic_and_how_long_each_took() {
             let latency = event["latency_ms"]
                 .as_f64()
                 .expect("its row is still there");
-            assert!((-1_000.0..3_600_000.0).contains(&latency), "{latency}");
+            assert!((-3_600_000.0..3_600_000.0).contains(&latency), "{latency}");
             assert!(
                 event.get("value").is_none(),
                 "payloads are only shown on demand"

@@ -20,5 +20,3 @@ mod standby;
 mod tables;
 mod topics;
 mod upgrade;
-
-pub(crate) use clocks::fake_time;
