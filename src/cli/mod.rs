@@ -21,6 +21,9 @@ pub mod parked;
 
 pub mod status;
 
+#[cfg(feature = "top")]
+pub mod top;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -113,6 +116,9 @@ pub enum Command {
     Parked(parked::Args),
     /// How each outbox is, on one screen
     Status(status::Args),
+    /// Watch a relay at work, on this terminal
+    #[cfg(feature = "top")]
+    Top(top::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -133,6 +139,9 @@ pub enum Task {
     Status(status::Args, Config),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
+    /// See [`top`].
+    #[cfg(feature = "top")]
+    Top(top::Args),
     /// See [`demo`].
     #[cfg(feature = "demo")]
     Demo(demo::Args, Log),
@@ -179,6 +188,8 @@ impl Command {
                 Task::Status(args, config)
             }
             Self::Config(args) => Task::Config(args, environment.clone()),
+            #[cfg(feature = "top")]
+            Self::Top(args) => Task::Top(args),
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
         })
@@ -195,6 +206,8 @@ impl Task {
             | Self::Parked(_, config, _)
             | Self::Status(_, config) => Some(&config.log),
             Self::Config(..) => None,
+            #[cfg(feature = "top")]
+            Self::Top(_) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
         }
@@ -210,6 +223,8 @@ impl Task {
             }
             Self::Status(args, config) => Box::pin(status::run(args, config)).await,
             Self::Config(args, environment) => config_file::run(&args, &environment),
+            #[cfg(feature = "top")]
+            Self::Top(args) => Box::pin(top::run(args)).await,
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,
         }
