@@ -15,16 +15,16 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::see::{Seen, watched};
 use crate::support::janitor;
 use crate::support::outbox::{Layout, OnPublished, Outbox};
-use crate::support::relay::Relay;
 use crate::support::writers::Load;
 use crate::support::{self, World, eventually, topic_of};
 
 const SOON: Duration = Duration::from_secs(90);
 
 /// What a browser made of a page.
-struct Seen {
+struct Looked {
     /// The document at the end, as HTML.
     document: String,
     /// What was written to its console.
@@ -33,7 +33,7 @@ struct Seen {
     asked: Vec<String>,
 }
 
-impl Seen {
+impl Looked {
     /// The value of a field of an outbox, as a machine reads it.
     fn value(&self, field: &str) -> &str {
         let field = format!("data-field=\"{field}\" data-value=\"");
@@ -57,7 +57,7 @@ impl Seen {
 const BROWSER: &str = "/usr/bin/chromium";
 
 /// Opens `url` and lets `milliseconds` of its own time go by, in which it asks again and again.
-async fn look(url: &str, home: &Path, milliseconds: u32) -> Seen {
+async fn look(url: &str, home: &Path, milliseconds: u32) -> Looked {
     fs::create_dir_all(home).expect("a directory can be made");
     let log = home.join("net-log.json");
     let mut browser = Command::new(BROWSER);
@@ -97,7 +97,7 @@ async fn look(url: &str, home: &Path, milliseconds: u32) -> Seen {
     let said = String::from_utf8_lossy(&ran.stderr).into_owned();
     assert!(ran.status.success(), "the browser: {said}");
     let origin = url.trim_end_matches('/');
-    Seen {
+    Looked {
         document: String::from_utf8_lossy(&ran.stdout).into_owned(),
         console: said
             .lines()
@@ -137,16 +137,6 @@ fn has_browser() -> bool {
     there
 }
 
-/// Where a relay tells how it is.
-async fn url(relay: &Relay) -> String {
-    let line = relay
-        .wait_line("status and metrics are on http://", SOON)
-        .await;
-    let address = line.split("on http://").nth(1).unwrap_or_default();
-    let address = address.split('/').next().unwrap_or_default();
-    format!("http://{address}")
-}
-
 #[test]
 fn the_page_shows_what_is_so_and_asks_nobody_else() {
     if !has_browser() {
@@ -156,10 +146,8 @@ fn the_page_shows_what_is_so_and_asks_nobody_else() {
         let mut outbox = Outbox::new("outbox", Layout::Classic, OnPublished::Mark);
         outbox.config = "freshness_budget = \"1ms\"".to_owned();
         let (setup, aggregate_type) = outbox.prepare(world).await;
-        let setup = setup.set("http", "listen", "\"127.0.0.1:0\"");
-        let setup = setup.set("relay", "sample_interval", "\"100ms\"");
-        let relay = setup.run();
-        let url = url(&relay).await;
+        let relay = Seen::start(&watched(setup)).await;
+        let url = format!("http://{}", relay.address());
 
         let mut load = Load::of(&aggregate_type);
         load.events = 300;
@@ -177,13 +165,14 @@ fn the_page_shows_what_is_so_and_asks_nobody_else() {
         }
         let waits = topic_of(&missing);
         // what the page is to show must first be so
-        let told = async |part: &str| status(&url).await.contains(part);
-        eventually(SOON, "the relay has seen it all", async || {
-            told("\"blocked_keys\":1").await
-                && told("\"events\":3").await
-                && told(&format!("\"topic\":\"{waits}\",\"reason\"")).await
-        })
-        .await;
+        relay
+            .until("the relay has seen it all", |status| {
+                let (outbox, kafka) = (&status["outboxes"][0], &status["kafka"]);
+                outbox["parked_rows"]["blocked_keys"] == 1
+                    && outbox["backlog"]["events"] == 3
+                    && kafka["topics_paused"][0]["topic"] == waits
+            })
+            .await;
 
         let seen = look(&format!("{url}/"), &world.file("browser"), 5_000).await;
         let published = outbox.published(world).await;
@@ -226,19 +215,8 @@ fn the_page_shows_what_is_so_and_asks_nobody_else() {
             .count();
         assert!(times > 2, "it asks again and again: {times}");
 
-        relay.stop().await;
+        relay.relay.stop().await;
     });
-}
-
-/// `/status` as text, or nothing where nobody answers.
-async fn status(url: &str) -> String {
-    let address = url.trim_start_matches("http://").to_owned();
-    let asked = tokio::task::spawn_blocking(move || {
-        let mut stream = std::net::TcpStream::connect(&address)?;
-        stream.write_all(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-        std::io::read_to_string(stream)
-    });
-    asked.await.unwrap().unwrap_or_default()
 }
 
 /// A relay of the test's own words: it answers `/status` so many times, then not at all.
@@ -377,8 +355,8 @@ fn top_shows_a_relay_on_a_real_terminal_and_leaves_it_as_it_was() {
     support::run(async |world: &World| {
         let outbox = Outbox::classic();
         let (setup, _) = outbox.prepare(world).await;
-        let relay = setup.set("http", "listen", "\"127.0.0.1:0\"").run();
-        let url = url(&relay).await;
+        let relay = Seen::start(&watched(setup)).await;
+        let url = format!("http://{}", relay.address());
         // util-linux's `script` gives it a terminal
         let program = env!("CARGO_BIN_EXE_outbox-relay");
         let line = format!("stty cols 110 rows 30; exec {program} top {url} --interval 100ms");
@@ -436,6 +414,6 @@ fn top_shows_a_relay_on_a_real_terminal_and_leaves_it_as_it_was() {
             end.contains("\u{1b}[?25h") || shown.contains("\u{1b}[?25h"),
             "the cursor, too"
         );
-        relay.stop().await;
+        relay.relay.stop().await;
     });
 }
