@@ -128,6 +128,29 @@ fn an_outbox_is_a_line_with_its_numbers() {
 }
 
 #[test]
+fn a_narrow_terminal_has_fewer_columns_and_whole_ones() {
+    let lines = drawn_on(&shown(facts()), 80, 24);
+    let titles = lines
+        .iter()
+        .find(|line| line.starts_with("OUTBOX"))
+        .unwrap();
+    let titles: Vec<_> = titles.split_whitespace().collect();
+    assert_eq!(
+        titles.join(" "),
+        "OUTBOX STATE OLDEST BACKLOG IN/s OUT/s p99 LANES BLOCKED"
+    );
+    let line = lines
+        .iter()
+        .find(|line| line.starts_with("public"))
+        .unwrap();
+    let words: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(
+        words.join(" "),
+        "public.outbox serving 250 ms ≈45,678 1,234 1,200 9.1 ms 3/16 –"
+    );
+}
+
+#[test]
 fn topics_are_sorted_as_the_keys_say() {
     let mut state = shown(facts());
     assert_eq!(

@@ -37,7 +37,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     ])
     .areas(frame.area());
     frame.render_widget(Paragraph::new(heading(facts, state)), head);
-    frame.render_widget(table_of_outboxes(facts, state), outboxes);
+    let width = outboxes.width;
+    frame.render_widget(table_of_outboxes(facts, state, width), outboxes);
     if let Some(outbox) = state.outbox() {
         draw_rates(frame, rates, state, outbox);
         frame.render_widget(table_of_topics(state), topics);
@@ -109,14 +110,33 @@ fn heading<'a>(facts: &Facts, state: &State) -> Vec<Line<'a>> {
     vec![Line::from(first), second]
 }
 
-fn table_of_outboxes<'a>(facts: &Facts, state: &State) -> Table<'a> {
-    let titles = [
-        "OUTBOX", "STATE", "OLDEST", "BACKLOG", "IN/s", "OUT/s", "p50", "p99", "LANES", "BLOCKED",
-        "PARKED",
-    ];
+/// The columns of an outbox: title, width, and whether a narrow terminal has them too.
+const COLUMNS: [(&str, Constraint, bool); 11] = [
+    ("OUTBOX", Constraint::Min(13), true),
+    ("STATE", Constraint::Length(8), true),
+    ("OLDEST", Constraint::Length(10), true),
+    ("BACKLOG", Constraint::Length(9), true),
+    ("IN/s", Constraint::Length(6), true),
+    ("OUT/s", Constraint::Length(6), true),
+    ("p50", Constraint::Length(7), false),
+    ("p99", Constraint::Length(7), true),
+    ("LANES", Constraint::Length(6), true),
+    ("BLOCKED", Constraint::Length(7), true),
+    ("PARKED", Constraint::Length(7), false),
+];
+
+/// Less is narrow.
+const WIDE: u16 = 96;
+
+fn table_of_outboxes<'a>(facts: &Facts, state: &State, width: u16) -> Table<'a> {
+    let there = |at: usize| COLUMNS[at].2 || width >= WIDE;
     let chosen = state.chosen_at();
     let rows = facts.outboxes.iter().enumerate().map(|(at, outbox)| {
-        let row = Row::new(row_of(outbox));
+        let cells = row_of(outbox).into_iter().enumerate();
+        let row: Row<'a> = cells
+            .filter(|(at, _)| there(*at))
+            .map(|(_, cell)| cell)
+            .collect();
         // one alone need not be told from others
         if at == chosen && facts.outboxes.len() > 1 {
             row.style(Style::new().add_modifier(Modifier::REVERSED))
@@ -124,28 +144,18 @@ fn table_of_outboxes<'a>(facts: &Facts, state: &State) -> Table<'a> {
             row
         }
     });
-    let widths = [
-        Constraint::Min(14),
-        Constraint::Length(8),
-        Constraint::Length(11),
-        Constraint::Length(10),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(7),
-        Constraint::Length(7),
-    ];
-    let header = titles
-        .iter()
-        .enumerate()
-        .map(|(at, title)| cell((*title).to_owned(), at > 1));
+    let columns = COLUMNS.iter().enumerate().filter(|(at, _)| there(*at));
+    let header = columns
+        .clone()
+        .map(|(at, (title, ..))| cell((*title).to_owned(), at > 1));
+    let header: Row<'a> = header.collect();
+    let widths = columns.map(|(_, (_, width, _))| *width);
     Table::new(rows, widths)
-        .header(Row::new(header).style(FAINT))
+        .header(header.style(FAINT))
         .column_spacing(1)
 }
 
+/// A cell for each of [`COLUMNS`].
 fn row_of<'a>(outbox: &Outbox) -> Vec<Cell<'a>> {
     let state = match outbox.state {
         facts::State::Serving => GOOD,
