@@ -23,6 +23,7 @@ mod placement;
 mod plans;
 mod refusal;
 mod see;
+mod sidecar;
 mod start;
 mod support;
 mod tidy;
