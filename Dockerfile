@@ -39,7 +39,7 @@ RUN command -v cc make perl python3 >/dev/null || { apt-get -q update \
     && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /build
 ENV CARGO_INCREMENTAL=0
-# Without the demo, which would bring a downloader of PostgreSQL.
+# Without the demo, which would bring a downloader of PostgreSQL. `top,otlp` for traces.
 ARG FEATURES=top
 # The dependencies first: this layer stays until Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
