@@ -350,4 +350,6 @@ fn an_address_is_a_host_and_a_port() {
     ] {
         assert!(address(text).is_err(), "{text}");
     }
+    let error = address("https://relay:9464").unwrap_err();
+    assert!(error.contains("no TLS"), "{error}");
 }
