@@ -36,4 +36,12 @@ up:
     docker compose up -d --wait
 
 down:
-    docker compose down
+    docker compose --profile demo down
+
+# everything at once, to look at: a service that writes, a relay, Prometheus, Grafana
+show:
+    docker compose --profile demo up -d --wait --build
+
+# the relay in an image, from source
+image:
+    docker build -t outbox-relay:local .

@@ -6,6 +6,7 @@ use sqlx::AssertSqlSafe;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::see::{Seen, watched};
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::relay::Relay;
 use crate::support::writers::{Ledger, one};
@@ -130,14 +131,21 @@ fn run_migrate_waits_for_a_persons_leave_and_then_serves() {
         for n in 1..=5 {
             ledger.push(one(world, &outbox, &aggregate_type, &order, n).await);
         }
-        let setup = world.relay(&[&outbox]);
-        let mut relay = setup.spawn(&["run", "--migrate"]);
-        let said = relay.wait_line("migrate --yes", SOON).await;
+        let setup = watched(world.relay(&[&outbox]));
+        let seen = Seen::of(setup.spawn(&["run", "--migrate"])).await;
+        let said = seen.relay.wait_line("migrate --yes", SOON).await;
         assert!(
             said.contains("about 5 rows"),
             "it says what it would do: {said}"
         );
-        sleep(Duration::from_secs(3)).await;
+        // the service goes on writing: another number is no other news
+        ledger.push(one(world, &outbox, &aggregate_type, &order, 6).await);
+        seen.until("it has looked again", |status| {
+            let text = status["outboxes"][0]["state_text"].as_str();
+            text.is_some_and(|text| text.contains("about 6 rows"))
+        })
+        .await;
+        let mut relay = seen.relay;
         assert!(relay.is_running(), "it waits");
         let lines = relay.lines();
         let lines = lines.iter().filter(|line| line.contains("migrate --yes"));

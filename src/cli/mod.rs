@@ -43,6 +43,9 @@ pub mod purge;
 
 pub mod uninstall;
 
+#[cfg(feature = "top")]
+pub mod top;
+
 #[cfg(feature = "demo")]
 pub mod demo;
 
@@ -157,6 +160,9 @@ pub enum Command {
     Uninstall(uninstall::Args),
     /// Say that a database which looks like a copy is the one to publish from
     Adopt(adopt::Args),
+    /// Watch a relay at work, on this terminal
+    #[cfg(feature = "top")]
+    Top(top::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
@@ -199,6 +205,9 @@ pub enum Task {
     Adopt(adopt::Args, Config, Environment),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
+    /// See [`top`].
+    #[cfg(feature = "top")]
+    Top(top::Args),
     /// See [`demo`].
     #[cfg(feature = "demo")]
     Demo(demo::Args, Log),
@@ -283,6 +292,8 @@ impl Command {
                 Task::Adopt(args, config, environment.clone())
             }
             Self::Config(args) => Task::Config(args, environment.clone()),
+            #[cfg(feature = "top")]
+            Self::Top(args) => Task::Top(args),
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
         })
@@ -308,6 +319,8 @@ impl Task {
             | Self::Uninstall(_, config, _)
             | Self::Adopt(_, config, _) => Some(&config.log),
             Self::Completions(_) | Self::Man(_) | Self::Config(..) => None,
+            #[cfg(feature = "top")]
+            Self::Top(_) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
         }
@@ -348,6 +361,8 @@ impl Task {
                 Box::pin(adopt::run(args, config, environment)).await
             }
             Self::Config(args, environment) => config_file::run(&args, &environment),
+            #[cfg(feature = "top")]
+            Self::Top(args) => Box::pin(top::run(args)).await,
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,
         }

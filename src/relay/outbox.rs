@@ -158,10 +158,12 @@ impl Serving {
                 }
                 self.status.enter(State::Waiting, Some(line.clone()));
                 let now = Instant::now();
+                // how many rows a table has changes while it waits, and is no news
+                let news: String = line.chars().filter(|c| !c.is_ascii_digit()).collect();
                 let again = match &mut said {
-                    Some((text, reminders)) if *text == line => !reminders.due(now),
+                    Some((text, reminders)) if *text == news => !reminders.due(now),
                     said => {
-                        *said = Some((line.clone(), Reminders::new(now)));
+                        *said = Some((news, Reminders::new(now)));
                         false
                     }
                 };
