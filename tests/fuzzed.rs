@@ -10,6 +10,9 @@ use outbox_relay::record::Record;
 use outbox_relay::route::{Router, Template};
 use uuid::Uuid;
 
+/// Is in what must not be told.
+const CANARY: &str = "canary-4711";
+
 /// No text of a config file makes the relay panic, and what it refuses it says something about.
 pub(crate) fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
@@ -39,7 +42,7 @@ fn meant(config: &Config) {
         assert!(outbox.lanes.is_power_of_two());
     }
     let shown = format!("{config:?}");
-    assert!(!shown.contains("canary-4711"), "a secret shows: {shown}");
+    assert!(!shown.contains(CANARY), "a secret shows: {shown}");
 }
 
 /// The columns of a row, put one behind the other with 0xff between, which no UTF-8 text has: topic
@@ -73,9 +76,9 @@ pub(crate) fn row(data: &[u8]) {
         seq: 1,
         id: Uuid::from_u128(4711),
         aggregate_type: text(aggregate_type),
-        aggregate_id: aggregate_id.map(str::to_owned),
+        aggregate_id: aggregate_id.map(|id| format!("{id}{CANARY}")),
         event_type: text(event_type),
-        payload: next().map(<[u8]>::to_vec),
+        payload: next().map(|bytes| [bytes, CANARY.as_bytes()].concat()),
         headers: headers.map(str::to_owned),
         topic: topic.map(str::to_owned),
         created_at_us: None,
@@ -84,7 +87,7 @@ pub(crate) fn row(data: &[u8]) {
     let router = Router::new(template);
     let topic = match router.topic(&event) {
         Ok(topic) => topic,
-        Err(reason) => return tells_nothing(&event, &reason.text),
+        Err(reason) => return tells_nothing(&reason.text),
     };
     // org.apache.kafka.common.internals.Topic.validate
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -95,7 +98,7 @@ pub(crate) fn row(data: &[u8]) {
     assert!(!matches!(&*topic, "." | ".."));
     let record = match Record::encode(&event, Cow::Borrowed(&topic)) {
         Ok(record) => record,
-        Err(reason) => return tells_nothing(&event, &reason.text),
+        Err(reason) => return tells_nothing(&reason.text),
     };
     assert_eq!(*record.key, *event.key().as_bytes());
     assert_eq!(
@@ -123,22 +126,13 @@ pub(crate) fn row(data: &[u8]) {
     );
 }
 
-/// A reason goes to the log, where no payload or key may be seen. (Less than 16 bytes may be there by
-/// chance.)
-fn tells_nothing(event: &Event, reason: &str) {
+/// A reason goes to the log, where no payload or key may be seen.
+fn tells_nothing(reason: &str) {
     assert!(!reason.is_empty());
-    let payload = event.payload.as_deref().map(String::from_utf8_lossy);
-    let secrets = [
-        payload,
-        event.aggregate_id.as_deref().map(Cow::Borrowed),
-        event.headers.as_deref().map(Cow::Borrowed),
-    ];
-    for secret in secrets.into_iter().flatten() {
-        assert!(
-            secret.len() < 16 || !reason.contains(&*secret),
-            "{reason:?} tells {secret:?}"
-        );
-    }
+    assert!(
+        !reason.contains(CANARY),
+        "{reason:?} tells what the row holds"
+    );
 }
 
 #[cfg(test)]
@@ -153,7 +147,7 @@ mod tests {
             "[a-zA-Z0-9._-]{0,12}".prop_map(String::into_bytes),
             "\\$\\{(aggregate_type|event_type)?(:lower|:upper)?\\}?[a-z.-]{0,5}"
                 .prop_map(String::into_bytes),
-            "\\{(\"[a-z_]{0,10}\": ?(null|1|true|\"[a-zé\\\\n]{0,6}\"|\\[\\]|\\{\\}),? ?){0,4}\\}"
+            "\\{(\"([a-z_]{0,10}|canary-4711)\": ?(null|1|true|\"canary-4711\"|\"[a-zé\\\\n]{0,6}\"|\\[\\]|\\{\\}),? ?){0,4}\\}"
                 .prop_map(String::into_bytes),
             any::<String>().prop_map(String::into_bytes),
             any::<Vec<u8>>(),

@@ -11,7 +11,8 @@ use super::Drain;
 use super::status::{Sampled, Status, by_topic, lock};
 use crate::config::{Config, Freshness};
 use crate::ops::facts::{
-    self, Backlog, Build, Database, Facts, Parked, ParkedRows, Quantiles, State, Topic, Workers,
+    self, Backlog, Build, Database, Facts, Parked, ParkedRows, Quantiles, State, Topic,
+    TopicPaused, Workers,
 };
 use crate::ops::{
     Counted, Histogram, TOPICS_MAX, TopicCounted, as_f64, recent_errors, text_ago, text_now,
@@ -91,7 +92,8 @@ impl Known {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let now = Instant::now();
-        let kafka = self.topics.known();
+        let mut kafka = self.topics.known();
+        (kafka.topics_paused).extend(self.outboxes.iter().flat_map(|it| paused_by_somebody(it)));
         let (outboxes, counted): (Vec<_>, Vec<_>) =
             (self.outboxes.iter().map(|status| self.outbox(status, now))).unzip();
         let stuck = self.stuck();
@@ -145,6 +147,14 @@ impl Known {
             away = Some((began, trouble.text.clone()));
         }
         drop(trouble);
+        let (read_at, pauses) = lock(&status.pauses).clone();
+        if let Some(pause) = pauses.iter().find(|pause| pause.topic.is_empty())
+            && state == State::Serving
+        {
+            let began = read_at.checked_sub(pause.age());
+            (state, text) = (State::Paused, Some(pause.told()));
+            state_since = began.unwrap_or(read_at);
+        }
         if self.drain.stopping().is_cancelled() {
             state = State::Stopping;
         }
@@ -236,6 +246,7 @@ fn build() -> Build {
     let features = [
         ("demo", cfg!(feature = "demo")),
         ("failpoints", cfg!(feature = "failpoints")),
+        ("otlp", cfg!(feature = "otlp")),
         ("top", cfg!(feature = "top")),
     ];
     let features = features.iter().filter(|(_, has)| *has);
@@ -243,6 +254,30 @@ fn build() -> Build {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: features.map(|(name, _)| (*name).to_owned()).collect(),
     }
+}
+
+/// The topics of an outbox that somebody paused.
+fn paused_by_somebody(status: &Status) -> Vec<TopicPaused> {
+    let (read_at, pauses) = lock(&status.pauses).clone();
+    let of_topics = pauses.iter().filter(|pause| !pause.topic.is_empty());
+    of_topics
+        .map(|pause| {
+            let lasted = pause.age() + read_at.elapsed();
+            TopicPaused {
+                topic: pause.topic.clone(),
+                reason: "operator".to_owned(),
+                text: pause.told(),
+                next_step: format!(
+                    "`outbox-relay resume --outbox {} --topic {} --yes` lets it go on",
+                    pause.outbox, pause.topic
+                ),
+                since: pause.since.clone(),
+                lasted_s: lasted.as_secs_f64(),
+                partitions: Vec::new(),
+                outbox: Some(pause.outbox.clone()),
+            }
+        })
+        .collect()
 }
 
 /// What a strict readiness minds.

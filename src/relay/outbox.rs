@@ -304,6 +304,7 @@ impl Serving {
             config: Arc::clone(&self.config),
             outbox: self.outbox.clone(),
             controls: Arc::clone(&self.controls),
+            status: Arc::clone(&self.status),
             polling: Arc::clone(polling),
             news: self.news.clone(),
         };

@@ -16,7 +16,7 @@ use crate::outcome::{Outcome, Reason};
 use crate::record::Record;
 use crate::route::Router;
 use crate::settle::{Policy, Verdict};
-use crate::source::{Polling, Sample};
+use crate::source::{Pause, Polling, Sample};
 
 /// How long a line about a parked row, or a text of a trouble, counts as said.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -43,6 +43,8 @@ pub struct Status {
     pub(super) workers: AtomicU64,
     /// The database's clock less this machine's.
     clock_offset_us: AtomicI64,
+    /// What somebody paused, and when that was read.
+    pub(super) pauses: Mutex<(Instant, Vec<Pause>)>,
     parked_lines: Mutex<(Option<Instant>, u64)>,
 }
 
@@ -115,6 +117,7 @@ impl Status {
             polling: Mutex::default(),
             workers: AtomicU64::new(0),
             clock_offset_us: AtomicI64::new(0),
+            pauses: Mutex::new((Instant::now(), Vec::new())),
             parked_lines: Mutex::default(),
         }
     }
@@ -147,6 +150,11 @@ impl Status {
     /// Puts other freshness budgets in force.
     pub fn set_freshness(&self, freshness: Freshness) {
         *lock(&self.freshness) = freshness;
+    }
+
+    /// Somebody paused this, and nothing else.
+    pub(super) fn set_pauses(&self, pauses: Vec<Pause>) {
+        *lock(&self.pauses) = (Instant::now(), pauses);
     }
 
     /// What the relay does for the outbox from now on.

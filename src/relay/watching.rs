@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Status;
 use crate::config::{Config, Outbox};
 use crate::ops::controls::{Controls, Paused};
 use crate::source::{Inspector, Pause, Polling};
@@ -27,6 +28,7 @@ pub(super) struct Watching {
     pub(super) config: Arc<Config>,
     pub(super) outbox: Outbox,
     pub(super) controls: Arc<Controls>,
+    pub(super) status: Arc<Status>,
     pub(super) polling: Arc<Polling>,
     pub(super) news: watch::Receiver<Arc<Config>>,
 }
@@ -63,10 +65,11 @@ impl Watching {
             .outboxes
             .iter()
             .find(|it| it.table == self.outbox.table);
-        if let Some(outbox) = ours
-            && self.controls.rate().rows_per_second_max() != outbox.rows_per_second_max
-        {
-            self.controls.limit(outbox.rows_per_second_max);
+        if let Some(outbox) = ours {
+            if self.controls.rate().rows_per_second_max() != outbox.rows_per_second_max {
+                self.controls.limit(outbox.rows_per_second_max);
+            }
+            self.status.set_freshness(outbox.freshness.clone());
         }
         let relay = &config.relay;
         self.polling
@@ -83,6 +86,7 @@ impl Watching {
         };
         self.controls
             .pause(Paused::of(pauses.iter().map(|pause| pause.topic.clone())));
+        self.status.set_pauses(pauses.clone());
         let now: BTreeMap<String, Pause> = pauses
             .into_iter()
             .map(|pause| (pause.topic.clone(), pause))

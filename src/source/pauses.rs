@@ -2,6 +2,7 @@
 //! takes lanes; this is for who, since when and why.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr};
@@ -40,6 +41,19 @@ impl Pause {
             "" => "the whole outbox".to_owned(),
             topic => format!("the topic {topic}"),
         }
+    }
+
+    /// Who paused it, and why.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let why = self.reason.as_deref().map(|why| format!(": {why}"));
+        format!("paused by {}{}", self.by, why.unwrap_or_default())
+    }
+
+    /// For how long, when it was read.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.age_s).unwrap_or(0))
     }
 }
 
