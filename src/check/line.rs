@@ -203,9 +203,15 @@ mod tests {
         let json = line.json(&names);
         assert_eq!(
             json["fix"],
-            "outbox-relay migrate --yes --config relay.toml"
+            "outbox-relay migrate --yes --config relay.toml --table outbox"
         );
         assert_eq!(json["fix_kind"], "shell");
+        // which takes no other option
+        let parked = line.clone().fix(Fix::Relay("parked list".to_owned()));
+        assert_eq!(
+            parked.json(&names)["fix"],
+            "outbox-relay parked list --config relay.toml"
+        );
         assert_eq!(json["about"], "public.outbox");
         let line = Line::ok("claim", "by its index").about("public.outbox");
         assert_eq!(

@@ -305,6 +305,7 @@ impl Adopter {
     /// # Errors
     /// Postgres could not be asked, or there is no such outbox.
     pub async fn look(&mut self, table: &crate::config::TableName) -> Result<Adoption, Error> {
+        const DOING: &str = "count what is pending";
         let limit = self.session.answer_timeout();
         let host = host(&self.database)?;
         let connection = self.session.connect().await?;
@@ -315,10 +316,9 @@ impl Adopter {
             "select count(*) from {} where published_at is null",
             quote_table(table)
         );
-        let pending = sqlx::query_scalar(AssertSqlSafe(pending))
-            .persistent(false)
-            .fetch_one(connection);
-        let pending = answer(limit, "count what is pending", pending).await?;
+        let pending = sqlx::raw_sql(AssertSqlSafe(pending)).fetch_one(connection);
+        let pending = answer(limit, DOING, pending).await?.try_get(0);
+        let pending = pending.map_err(|error| Error::statement(DOING, error))?;
         Ok(Adoption {
             outbox,
             kept,

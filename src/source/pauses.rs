@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr};
 use super::audit;
 use super::error::Error;
 use super::inspect::Inspector;
-use super::layout::quote_table;
+use super::layout::{literal, quote_table};
 use super::parked::Who;
 use super::session::{Session, answer};
 use super::sql::{Timeouts, begin};
@@ -57,14 +57,23 @@ impl Pause {
     }
 }
 
-/// The rows of the outboxes $1, or of all; a few at most.
-const LIST: &str = "select p.outbox, p.topic,
-        to_char(p.paused_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
-        extract(epoch from clock_timestamp() - p.paused_at)::int8,
-        coalesce(p.os_user || coalesce('@' || p.host, ''), p.role), p.reason
-   from outbox_relay.pause p
-  where cardinality($1::text[]) = 0 or p.outbox = any ($1)
-  order by p.outbox, p.topic";
+/// The rows of `outboxes`, or of all; a few at most. As text, because whoever asks has no transaction: a
+/// pooler may give each message of a prepared statement to another server process.
+fn select(outboxes: &[String]) -> String {
+    let names: Vec<String> = outboxes.iter().map(|name| literal(name)).collect();
+    let of = match names.is_empty() {
+        true => String::new(),
+        false => format!("where p.outbox in ({})", names.join(", ")),
+    };
+    format!(
+        "select p.outbox, p.topic,
+                to_char(p.paused_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+                extract(epoch from clock_timestamp() - p.paused_at)::int8,
+                coalesce(p.os_user || coalesce('@' || p.host, ''), p.role), p.reason
+           from outbox_relay.pause p {of}
+          order by p.outbox, p.topic"
+    )
+}
 
 fn read(row: &PgRow) -> Result<Pause, sqlx::Error> {
     Ok(Pause {
@@ -81,10 +90,7 @@ async fn list(session: &mut Session, outboxes: &[String]) -> Result<Vec<Pause>, 
     const DOING: &str = "read what is paused";
     let limit = session.answer_timeout();
     let connection = session.connect().await?;
-    let rows = sqlx::query(LIST)
-        .persistent(false)
-        .bind(outboxes)
-        .fetch_all(connection);
+    let rows = sqlx::raw_sql(AssertSqlSafe(select(outboxes))).fetch_all(connection);
     let rows = answer(limit, DOING, rows).await?;
     let read: Result<_, sqlx::Error> = rows.iter().map(read).collect();
     read.map_err(|error| Error::statement(DOING, error))
@@ -109,19 +115,19 @@ impl Inspector {
     /// # Errors
     /// Postgres could not be asked.
     pub async fn backlog(&mut self, max: i64) -> Result<u64, Error> {
+        const DOING: &str = "count what is pending";
         let limit = self.session.answer_timeout();
         let count = format!(
-            "select count(*) from (select from {} where published_at is null and seq is not null limit $1) t",
+            "select count(*) from (select from {} where published_at is null and seq is not null limit {max}) t",
             quote_table(&self.outbox.table)
         );
         let connection = self.session.connect().await?;
-        let rows = sqlx::query_scalar::<_, i64>(AssertSqlSafe(count))
-            .persistent(false)
-            .bind(max)
-            .fetch_one(connection);
-        let rows = answer(limit, "count what is pending", rows).await;
+        let row = sqlx::raw_sql(AssertSqlSafe(count)).fetch_one(connection);
+        let row = answer(limit, DOING, row).await;
         self.session.discard();
-        Ok(u64::try_from(rows?).unwrap_or(0))
+        let rows = row?.try_get::<i64, _>(0);
+        let rows = rows.map_err(|error| Error::statement(DOING, error))?;
+        Ok(u64::try_from(rows).unwrap_or(0))
     }
 }
 
@@ -164,12 +170,13 @@ impl Pauser {
     /// # Errors
     /// Postgres could not be asked.
     pub async fn outboxes(&mut self) -> Result<Vec<String>, Error> {
+        const DOING: &str = "ask which outboxes there are";
         let limit = self.session.answer_timeout();
         let connection = self.session.connect().await?;
-        let names = sqlx::query_scalar("select name from outbox_relay.outbox order by name")
-            .persistent(false)
-            .fetch_all(connection);
-        answer(limit, "ask which outboxes there are", names).await
+        let names = sqlx::raw_sql("select name from outbox_relay.outbox order by name");
+        let names = answer(limit, DOING, names.fetch_all(connection)).await?;
+        let names: Result<_, sqlx::Error> = names.iter().map(|row| row.try_get(0)).collect();
+        names.map_err(|error| Error::statement(DOING, error))
     }
 
     /// What is paused of `outboxes`, or of all if there are none.
