@@ -1,4 +1,4 @@
-# The relay in an image: one program, no shell, not root, nothing it writes to.
+# The relay in an image: one program, not root, nothing it writes to.
 #
 #   docker build -t outbox-relay .                                     # from source
 #   docker build -t outbox-relay --target prebuilt -f Dockerfile DIR   # from DIR/outbox-relay
@@ -15,7 +15,7 @@
 # librdkafka are in the program. It is not linked with musl: names are resolved as the rest of the
 # machine resolves them, and glibc's allocator is the one the figures were measured with.
 ARG BUILDER_IMAGE=rust:1.95-slim-bookworm
-ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+ARG RUNTIME_IMAGE=debian:12.12-slim
 
 FROM ${RUNTIME_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="outbox-relay" \
@@ -53,4 +53,5 @@ RUN touch src/main.rs src/lib.rs \
     && strip --strip-debug -o /outbox-relay target/release/outbox-relay
 
 FROM runtime AS relay
+COPY --from=builder /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=builder /outbox-relay /usr/local/bin/outbox-relay
