@@ -55,14 +55,16 @@ fn what_is_told_while_kafka_is_down_is_true() {
         outbox.config = "freshness_budget = \"1s\"".to_owned();
         let (setup, aggregate_type) = outbox.prepare(world).await;
         let topic = topic_of(&aggregate_type);
-        let setup = watched(setup).set("relay", "publish_timeout", "\"2s\"");
+        let setup = watched(setup).set("relay", "publish_timeout", "\"5s\"");
         let seen = Seen::start(&setup).await;
         let (orders, mut ledger) = (orders(10), Ledger::default());
         write(world, &outbox, &aggregate_type, &orders, &mut ledger, 1..=4).await;
         outbox.wait_drained(world, SOON).await;
         seen.until("all is told as published", |status| {
             let outbox = &status["outboxes"][0];
-            outbox["published"] == 40 && outbox["backlog"]["events"] == 0
+            status["kafka"]["reachable"] == true
+                && outbox["published"] == 40
+                && outbox["backlog"]["events"] == 0
         })
         .await;
         let metrics = seen.metrics().await;
@@ -71,7 +73,9 @@ fn what_is_told_while_kafka_is_down_is_true() {
         assert_eq!(metrics.one("events_published_total", &labels), 40.0);
         assert_eq!(metrics.one("event_lag_seconds_count", &labels), 40.0);
         assert_eq!(metrics.one("kafka_up", &[]), 1.0);
-        assert_eq!(world.kafka.count(&topic).await, 40);
+        // a new broker may be slow to answer, and then records are repeated
+        assert!(world.kafka.count(&topic).await >= 40);
+        world.assert_settled_is_readable(&outbox, &topic).await;
         assert_eq!(seen.health().await, (true, true));
 
         world.own_kafka().stop().await;
