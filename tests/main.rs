@@ -29,7 +29,6 @@ mod refusal;
 mod reload;
 mod replay;
 mod see;
-mod sidecar;
 mod start;
 mod support;
 mod tail;
