@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::see::{Seen, watched};
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::relay::Setup;
 use crate::support::writers::{Ledger, one};
@@ -226,7 +227,7 @@ fn a_paused_outbox_is_not_claimed_and_goes_on_where_it_was() {
         outbox.wait_drained(world, SOON).await;
         ends(&setup, &["pause", "--reason", "no leave"], 1).await;
         assert_eq!(audited(world, "pause").await, (0, 0));
-        let setup = setup.env("USER", "pat");
+        let setup = watched(setup.env("USER", "pat"));
         ends(&setup, &["pause", "--reason", "for the test", "--yes"], 0).await;
         for n in 2..=4 {
             ledger.push(one(world, &outbox, &aggregate_type, "a", n).await);
@@ -239,9 +240,15 @@ fn a_paused_outbox_is_not_claimed_and_goes_on_where_it_was() {
         let said = ends(&setup, &["run", "--until-empty"], 75).await;
         assert!(said.contains("3 pending left"), "{said}");
         relay.stop().await;
-        let relay = setup.run();
-        relay.wait_line("is paused", SOON).await;
+        let seen = Seen::start(&setup).await;
+        seen.relay.wait_line("is paused", SOON).await;
         assert_eq!(outbox.pending(world).await, 3);
+        let state = async || seen.status().await["outboxes"][0].clone();
+        eventually(SOON, "it is shown", async || {
+            state().await["state"] == "paused"
+        })
+        .await;
+        assert_eq!(state().await["state_text"], "paused by pat: for the test");
 
         let again = ends(&setup, &["pause", "--yes"], 0).await;
         assert!(again.contains("was paused before"), "{again}");
@@ -253,8 +260,12 @@ fn a_paused_outbox_is_not_claimed_and_goes_on_where_it_was() {
         assert_eq!(outbox.pending(world).await, 3);
         ends(&setup, &["resume", "--yes"], 0).await;
         outbox.wait_drained(world, SOON).await;
-        relay.wait_line("is resumed", SOON).await;
-        relay.stop().await;
+        seen.relay.wait_line("is resumed", SOON).await;
+        eventually(SOON, "that is shown too", async || {
+            state().await["state"] == "serving"
+        })
+        .await;
+        seen.relay.stop().await;
         assert_eq!(audited(world, "pause").await, (1, 1));
         assert_eq!(audited(world, "resume").await, (1, 1));
         world.check(&ledger).await.assert_clean(0);
@@ -268,7 +279,8 @@ fn a_paused_topic_holds_back_its_own_events_alone() {
         let (setup, held) = outbox.prepare(world).await;
         let free = world.aggregate_type("Free");
         world.kafka.create_topic(&topic_of(&free), 2, &[]).await;
-        let relays = [setup.run(), setup.run()];
+        let setup = watched(setup);
+        let relays = [Seen::start(&setup).await, Seen::start(&setup).await];
         let topic = topic_of(&held);
         ends(&setup, &["pause", "--topic", &topic, "--yes"], 0).await;
         let mut ledger = Ledger::default();
@@ -296,10 +308,19 @@ fn a_paused_topic_holds_back_its_own_events_alone() {
         let said = ends(&setup, &["run", "--until-empty"], 75).await;
         assert!(said.contains("20 pending left"), "{said}");
         assert_eq!(world.kafka.count(&topic).await, 0);
+        for seen in &relays {
+            seen.until("the topic is shown as paused", |status| {
+                let topics = status["kafka"]["topics_paused"].as_array().unwrap();
+                let shown =
+                    |it: &Value| it["topic"] == topic.as_str() && it["reason"] == "operator";
+                topics.iter().any(shown)
+            })
+            .await;
+        }
         ends(&setup, &["resume", "--topic", &topic, "--yes"], 0).await;
         outbox.wait_drained(world, SOON).await;
-        for relay in relays {
-            relay.stop().await;
+        for seen in relays {
+            seen.relay.stop().await;
         }
         world.check(&ledger).await.assert_clean(0);
     });

@@ -1,6 +1,7 @@
 //! SIGHUP, and the limit on the rate that it can change.
 
 use crate::operating::{SOON, native};
+use crate::see::{Seen, watched};
 use crate::support;
 use crate::support::writers::{Ledger, one};
 
@@ -15,7 +16,8 @@ fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
         for n in 1..=ROWS {
             ledger.push(one(world, &outbox, &aggregate_type, "a", n).await);
         }
-        let relay = setup.workers(2).run();
+        let seen = Seen::start(&watched(setup.workers(2))).await;
+        let relay = &seen.relay;
         let line = relay.wait_line("no faster than", SOON).await;
         assert!(line.contains("\"time_left\":\""), "{line}");
         // one a second, for a minute at the most, and what each worker had in hand
@@ -29,7 +31,10 @@ fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
         assert!(line.contains("rows_per_second_max"), "{line}");
         assert!(outbox.pending(world).await > 0);
         relay.reload(|text| {
-            let text = text.replace("rows_per_second_max = -1", "rows_per_second_max = 0");
+            let text = text.replace(
+                "rows_per_second_max = -1",
+                "rows_per_second_max = 0\nfreshness_budget = \"7s\"",
+            );
             let text = text.replace("workers = 2", "workers = 3");
             format!("{text}\n[log]\nfilter = \"info,outbox_relay=debug\"")
         });
@@ -39,13 +44,17 @@ fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
         }
         relay.wait_line("\"key\":\"relay.workers\"", SOON).await;
         outbox.wait_drained(world, SOON).await;
+        seen.until("the new budget is in force", |status| {
+            status["outboxes"][0]["freshness"][0]["budget_s"] == 7.0
+        })
+        .await;
         let lines = relay.lines();
         let line = lines
             .iter()
             .find(|line| line.contains("relay.workers"))
             .unwrap();
         assert!(line.contains("needs a restart"), "{line}");
-        relay.stop().await;
+        seen.relay.stop().await;
         world.check(&ledger).await.assert_clean(0);
     });
 }

@@ -7,7 +7,9 @@ use super::settings::Settings;
 use super::written::{Value, Written};
 
 /// Keys that a relay can put in force while it runs.
-const RELOADABLE: [(&str, &str); 4] = [
+const RELOADABLE: [(&str, &str); 6] = [
+    ("outbox", "freshness_budget"),
+    ("outbox", "freshness_budget_by_topic"),
     ("outbox", "rows_per_second_max"),
     ("relay", "poll_interval_min"),
     ("relay", "poll_interval_max"),
