@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,8 +22,8 @@ use crate::source::{Error, Marked, Replayer};
 
 /// Rows that are in memory at once.
 const PAGE_ROWS: usize = 500;
-/// Attempts in a row that bring nothing, after which it is given up.
-const ATTEMPTS_MAX: u32 = 5;
+/// How long Kafka may take nothing before it is given up: somebody is waiting for the end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a replay needs.
 #[derive(Debug)]
@@ -108,6 +109,7 @@ impl Replay<'_> {
             Duration::from_millis(100),
             self.config.relay.retry_backoff_max,
         );
+        let mut moved_at = Instant::now();
         while !records.is_empty() {
             tokio::select! {
                 () = stop.cancelled() => return false,
@@ -116,7 +118,7 @@ impl Replay<'_> {
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = sink.ready() => {}
-                () = tokio::time::sleep(self.config.relay.publish_timeout) => return false,
+                () = tokio::time::sleep(PATIENCE) => return false,
             }
             let attempt = |(id, record)| Attempt {
                 record,
@@ -149,7 +151,8 @@ impl Replay<'_> {
                 .spent(u64::try_from(published).unwrap_or(u64::MAX));
             if records.len() < before || moved {
                 backoff.reset();
-            } else if backoff.failures() >= ATTEMPTS_MAX {
+                moved_at = Instant::now();
+            } else if moved_at.elapsed() > PATIENCE {
                 return false;
             } else {
                 tokio::time::sleep(backoff.next(random())).await;

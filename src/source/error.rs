@@ -142,16 +142,17 @@ impl From<sqlx::Error> for Cause {
 fn advice(code: &str, message: &str) -> Option<&'static str> {
     const READ_ONLY: &str = ". This server is read-only, a standby most likely: look where the address of database.url leads. \
          The relay waits for a primary";
+    const POOLER: &str = ". Is a pooler between them that hands each transaction to another server process? Then set \
+         prepared_statements = false in [database]";
     match code {
         // read only sql transaction
         "25006" => Some(READ_ONLY),
         // feature not supported: what a standby says of `begin read write`
         "0A000" if message.contains("recovery") => Some(READ_ONLY),
-        // invalid statement name, duplicate prepared statement
-        "26000" | "42P05" => Some(
-            ". Is a pooler between them that hands each transaction to another server process? Then set \
-             prepared_statements = false in [database]",
-        ),
+        // invalid statement name, duplicate prepared statement, and parameters for another statement
+        // of that name
+        "26000" | "42P05" => Some(POOLER),
+        "08P01" if message.contains("prepared statement") => Some(POOLER),
         _ => None,
     }
 }
