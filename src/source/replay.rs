@@ -155,7 +155,8 @@ impl Replayer {
         // the columns of a claim
         let sql = format!(
             "select 0, coalesce(t.seq, 0), t.tableoid, t.ctid, t.id, t.aggregate_type::text,
-                    t.aggregate_id::text, t.event_type::text, {payload}, {own_headers}, {own_topic}, false
+                    t.aggregate_id::text, t.event_type::text, {payload}, {own_headers}, {own_topic},
+                    t.created_at, false
                from {table} t
               where t.ctid = any ($1::text[]::tid[]) and t.id = any ($2)
                 and t.published_at is not null"
