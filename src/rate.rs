@@ -3,7 +3,7 @@
 //!
 //! What was published moves the moment on at which the next batch is due. Nobody waits in the middle
 //! of a batch, whose transaction is open: the limit holds over some seconds, not within one. A time of
-//! rest is worth [`CREDIT`] of rows at most.
+//! rest is worth `CREDIT` of rows at most.
 
 use std::time::Duration;
 

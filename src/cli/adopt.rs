@@ -1,12 +1,9 @@
 //! `outbox-relay adopt`: says that this database, and this Kafka, are the right ones from now on.
 
-use std::sync::Arc;
-
 use super::args::ConfigArgs;
-use super::changing::{Leave, broken};
+use super::changing::{self, Leave, broken};
 use super::{Exit, fail, say};
 use crate::config::{Config, Environment};
-use crate::sink::{KafkaSink, Sink as _, Topics};
 use crate::source::{Adopter, Adoption};
 
 /// Options of `adopt`.
@@ -65,15 +62,9 @@ async fn cluster(config: &Config) -> Result<Option<String>, Exit> {
     if config.kafka.brokers.is_empty() {
         return Ok(None);
     }
-    let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
-    let mut sink = KafkaSink::new(&config.kafka, &config.relay, topics);
-    let asked = async {
-        sink.ready().await;
-        sink.cluster_id().await
-    };
-    match tokio::time::timeout(config.relay.publish_timeout, asked).await {
-        Ok(Some(cluster)) => Ok(Some(cluster)),
-        Ok(None) | Err(_) => Err(fail(
+    match changing::cluster(config).await {
+        Some(cluster) => Ok(Some(cluster)),
+        None => Err(fail(
             Exit::Unavailable,
             "Kafka could not be asked which cluster it is, so nothing was changed: look at its brokers, or \
              run `adopt` without brokers: then the first cluster that a relay reaches is taken",

@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::path::PathBuf;
 
+use super::{Exit, fail};
 use crate::check::shell;
-use crate::config::{Environment, Flags, Secret, Settings};
+use crate::config::{Environment, Flags, Secret, Settings, TableName};
 
 /// Where the config is, and what of it to override.
 #[derive(Debug, Clone, clap::Args)]
@@ -40,6 +41,19 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
+    /// For a command that only asks where the database is.
+    #[must_use]
+    pub fn of_database(config: Option<&PathBuf>, database_url: Option<&Secret>) -> Self {
+        Self {
+            config: config.cloned(),
+            database_url: database_url.cloned(),
+            brokers: None,
+            table: None,
+            layout: None,
+            on_published: None,
+        }
+    }
+
     /// Everything that was written, here, in the file and in `environment`.
     #[must_use]
     pub fn settings(&self, environment: &Environment) -> Settings {
@@ -81,6 +95,18 @@ impl ConfigArgs {
             format!(" --config {}", shell(&file.to_string_lossy()))
         })
     }
+}
+
+/// The tables that `--outbox` names.
+///
+/// # Errors
+/// One of them is no name; the user is told.
+pub(super) fn outboxes(names: &[String]) -> Result<Vec<TableName>, Exit> {
+    let parse = |name: &String| {
+        let wrong = |why| fail(Exit::Usage, &format!("--outbox {name}: {why}"));
+        TableName::parse(name).map_err(wrong)
+    };
+    names.iter().map(parse).collect()
 }
 
 #[expect(

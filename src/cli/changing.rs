@@ -2,11 +2,13 @@
 //! database refuses.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::args::{ConfigArgs, secret};
+use super::args::{self, ConfigArgs, secret};
 use super::{Exit, fail};
 use crate::config::{Config, Environment, Secret, TableName};
 use crate::relay::chain;
+use crate::sink::{KafkaSink, Sink as _, Topics};
 use crate::source::parked::Who;
 use crate::source::{Error, Pauser};
 
@@ -42,14 +44,7 @@ impl Tables {
     /// Where the database is said to be.
     #[must_use]
     pub fn config_args(&self) -> ConfigArgs {
-        ConfigArgs {
-            config: self.config.clone(),
-            database_url: self.database_url.clone(),
-            brokers: None,
-            table: None,
-            layout: None,
-            on_published: None,
-        }
+        ConfigArgs::of_database(self.config.as_ref(), self.database_url.as_ref())
     }
 
     /// The outboxes that are meant, each of which the database knows.
@@ -57,13 +52,7 @@ impl Tables {
     /// # Errors
     /// How to end; the user is told.
     pub async fn outboxes(&self, config: &Config) -> Result<Vec<TableName>, Exit> {
-        let mut tables = Vec::new();
-        for outbox in &self.outbox {
-            match TableName::parse(outbox) {
-                Ok(table) => tables.push(table),
-                Err(why) => return Err(fail(Exit::Usage, &format!("--outbox {outbox}: {why}"))),
-            }
-        }
+        let mut tables = args::outboxes(&self.outbox)?;
         if tables.is_empty() {
             tables = config.outboxes.iter().map(|it| it.table.clone()).collect();
         }
@@ -152,4 +141,17 @@ pub fn plain(text: &str) -> String {
         false => vec![c],
     };
     text.chars().flat_map(plain).collect()
+}
+
+/// The id of the cluster that the config's brokers are of; none if it could not be had within
+/// `relay.publish_timeout`.
+pub(super) async fn cluster(config: &Config) -> Option<String> {
+    let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
+    let mut sink = KafkaSink::new(&config.kafka, &config.relay, topics);
+    let asked = async {
+        sink.ready().await;
+        sink.cluster_id().await
+    };
+    let asked = tokio::time::timeout(config.relay.publish_timeout, asked).await;
+    asked.ok().flatten()
 }

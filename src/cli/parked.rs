@@ -8,9 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::args::{ConfigArgs, secret};
+use super::args::{self, ConfigArgs, secret};
 use super::{Exit, fail, say};
-use crate::config::{Config, Environment, Secret, TableName};
+use crate::config::{Config, Environment, Secret};
 use crate::relay::chain;
 use crate::source::Error;
 use crate::source::parked::{Changed, Command, Count, Filter, ParkedRows, Row, Touched, Who};
@@ -125,31 +125,18 @@ impl Args {
     /// Where the database is said to be.
     #[must_use]
     pub fn config_args(&self) -> ConfigArgs {
-        ConfigArgs {
-            config: self.config.clone(),
-            database_url: self.database_url.clone(),
-            brokers: None,
-            table: None,
-            layout: None,
-            on_published: None,
-        }
+        ConfigArgs::of_database(self.config.as_ref(), self.database_url.as_ref())
     }
 }
 
 impl Which {
     /// The filter; without a state, it has those of `states`.
     fn filter(&self, config: &Config, states: &[&str]) -> Result<Filter, Exit> {
-        let mut outboxes = Vec::new();
-        for outbox in &self.outbox {
-            match TableName::parse(outbox) {
-                Ok(table) => outboxes.push(table.to_string()),
-                Err(why) => return Err(fail(Exit::Usage, &format!("--outbox {outbox}: {why}"))),
-            }
-        }
+        let mut outboxes = args::outboxes(&self.outbox)?;
         if outboxes.is_empty() {
-            let tables = config.outboxes.iter().map(|outbox| &outbox.table);
-            outboxes = tables.map(ToString::to_string).collect();
+            outboxes = config.outboxes.iter().map(|it| it.table.clone()).collect();
         }
+        let outboxes = outboxes.iter().map(ToString::to_string).collect();
         let states = match self.state.is_empty() {
             true => states.iter().map(ToString::to_string).collect(),
             false => self.state.clone(),

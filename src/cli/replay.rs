@@ -8,14 +8,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::args::ConfigArgs;
-use super::changing::{Leave, broken, plain};
+use super::changing::{self, Leave, broken, plain};
 use super::{Exit, complain, fail, say};
 use crate::config::{Config, Environment, OnPublished, Outbox, TableName};
 use crate::ops::controls::{Controls, Paused};
 use crate::ops::signals::StopSignals;
 use crate::relay::{Replay, Replayed};
 use crate::route::Router;
-use crate::sink::{KafkaSink, Sink as _, Topics};
 use crate::source::{Chosen, Identified, Inspection, Inspector, Marked, Polling, Replayer};
 
 /// Options of `replay`.
@@ -191,18 +190,12 @@ async fn look(
 
 /// The cluster of the config's brokers, which is the one that the outbox is published to.
 async fn cluster(config: &Config, inspector: &mut Inspector) -> Result<String, Exit> {
-    let topics = Arc::new(Topics::new(&config.kafka, &config.relay));
-    let mut sink = KafkaSink::new(&config.kafka, &config.relay, topics);
-    let asked = async {
-        sink.ready().await;
-        sink.cluster_id().await
-    };
-    match tokio::time::timeout(config.relay.publish_timeout, asked).await {
-        Ok(Some(cluster)) => {
+    match changing::cluster(config).await {
+        Some(cluster) => {
             inspector.keep_cluster(&cluster).await.map_err(broken)?;
             Ok(cluster)
         }
-        Ok(None) | Err(_) => Err(fail(
+        None => Err(fail(
             Exit::Unavailable,
             "Kafka could not be reached, so nothing was published: look at its brokers",
         )),

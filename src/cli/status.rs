@@ -41,14 +41,7 @@ impl Args {
     /// Where the database is said to be.
     #[must_use]
     pub fn config_args(&self) -> ConfigArgs {
-        ConfigArgs {
-            config: self.config.clone(),
-            database_url: self.database_url.clone(),
-            brokers: None,
-            table: None,
-            layout: None,
-            on_published: None,
-        }
+        ConfigArgs::of_database(self.config.as_ref(), self.database_url.as_ref())
     }
 }
 

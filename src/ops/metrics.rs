@@ -1,4 +1,4 @@
-//! The metrics: each is defined once, in [`ALL`], and docs/metrics.md is made from that. What they
+//! The metrics: each is defined once, in `ALL`, and docs/metrics.md is made from that. What they
 //! say is made from the facts, so it is what `/status` says.
 
 use std::collections::BTreeMap;

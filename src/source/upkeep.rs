@@ -59,7 +59,7 @@ impl Upkeep {
         })
     }
 
-    /// How long until the next [`Upkeep::tend`]: often enough that rows are not kept much longer
+    /// How long until the next tending: often enough that rows are not kept much longer
     /// than wanted, seldom enough that looking for them costs nothing (each look reads the table).
     #[must_use]
     pub fn pause(&self) -> Duration {
