@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::see::{Seen, watched};
 use crate::support::janitor;
@@ -24,7 +25,7 @@ use crate::support::{self, World, eventually, topic_of};
 const SOON: Duration = Duration::from_secs(90);
 
 /// What a browser made of a page.
-struct Looked {
+pub(crate) struct Looked {
     /// The document at the end, as HTML.
     document: String,
     /// What was written to its console.
@@ -35,7 +36,7 @@ struct Looked {
 
 impl Looked {
     /// The value of a field of an outbox, as a machine reads it.
-    fn value(&self, field: &str) -> &str {
+    pub(crate) fn value(&self, field: &str) -> &str {
         let field = format!("data-field=\"{field}\" data-value=\"");
         let rest = self.document.split(&field).nth(1);
         let rest = rest.unwrap_or_else(|| panic!("no {field} in {}", self.body()));
@@ -43,7 +44,7 @@ impl Looked {
     }
 
     /// Whether `part` is in the body, the page's script aside.
-    fn shows(&self, part: &str) -> bool {
+    pub(crate) fn shows(&self, part: &str) -> bool {
         self.body().contains(part)
     }
 
@@ -106,6 +107,16 @@ async fn look(url: &str, home: &Path, milliseconds: u32) -> Looked {
             .collect(),
         asked: asked(&log, origin),
     }
+}
+
+/// What the page of a relay shows now; none without a browser.
+pub(crate) async fn shown(world: &World, seen: &Seen) -> Option<Looked> {
+    if !has_browser() {
+        return None;
+    }
+    let url = format!("http://{}/", seen.address());
+    let home = world.file(&format!("browser-{}", Uuid::new_v4()));
+    Some(look(&url, &home, 2_000).await)
 }
 
 /// Every address that the page at `origin` asked for. The browser asks for things of its own, too.

@@ -77,6 +77,13 @@ fn what_migrate_made_goes_and_the_table_is_as_it_was() {
         let schema = "select count(*) from pg_namespace where nspname = 'outbox_relay'";
         assert_eq!(world.number(schema).await, 0);
         assert_eq!(world.number("select count(seq) from outbox").await, 1);
+        let ours = "select (select count(*) from pg_indexes where tablename = 'outbox' and indexname like '%relay%')
+                         + (select count(*) from pg_trigger where tgname like '%relay%')";
+        assert_eq!(
+            world.number(ours).await,
+            0,
+            "neither index nor trigger is left"
+        );
         let said = ends(&setup, &["uninstall", "--yes"], 78).await;
         assert!(said.contains("outbox-relay migrate"), "{said}");
         // writers go on

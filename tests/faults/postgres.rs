@@ -169,7 +169,14 @@ fn a_database_whose_disk_is_full_costs_a_batch_each_time_and_nothing_else() {
             .execute("alter table outbox set tablespace small")
             .await;
         scene.flows().await;
+        // rows must wait when the disk is full: nobody can insert any then
+        scene.relay.sigstop();
+        eventually(LONG, "rows wait, on pages of their own", async || {
+            scene.outbox.pending(world).await >= 300
+        })
+        .await;
         world.execute(FILL).await;
+        scene.relay.sigcont();
         scene.relay.wait_line("53100", LONG).await;
         sleep(Duration::from_secs(2)).await;
         world.execute("drop table filling").await;

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{SLACK_S, SOON, Seen, number, watched, whole};
+use crate::page::shown;
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::writers::{Ledger, one};
 use crate::support::{self, Own, World, eventually, topic_of};
@@ -93,6 +94,13 @@ fn what_is_told_while_kafka_is_down_is_true() {
         assert_eq!(metrics.one("backlog_events", &[]), 30.0);
         assert_eq!(metrics.one("state", &["state=\"serving\""]), 1.0);
         assert_eq!(metrics.sum("rows_parked_total", &[]), 0.0);
+        if let Some(page) = shown(world, &seen).await {
+            assert_eq!(
+                (page.value("backlog"), page.value("state")),
+                ("30", "serving")
+            );
+            assert!(page.shows("Kafka has been away") && page.shows("nothing is lost"));
+        }
         // a sidecar that is not ready would take its service down with Kafka
         assert_eq!(seen.health().await, (true, true));
         seen.until("the budget is told as broken", |status| {
@@ -188,6 +196,15 @@ fn what_is_told_while_postgres_is_down_is_true() {
             6.0,
             "the last that was known"
         );
+        if let Some(page) = shown(world, &seen).await {
+            assert_eq!(
+                (page.value("backlog"), page.value("state")),
+                ("6", "trouble")
+            );
+            let age: f64 = page.value("oldest_pending_age_s").parse().unwrap();
+            assert!(age >= after, "it rises there too: {age}");
+            assert!(page.shows("Kafka takes records"));
+        }
         assert_eq!(
             seen.health().await,
             (true, true),
@@ -302,6 +319,13 @@ fn what_two_relays_tell_of_a_blocked_key_is_true_and_not_doubled() {
             assert_eq!(metrics.one("parked_rows", &blocked), 2.0);
             assert_eq!(metrics.one("parked_rows", &["state=\"behind\""]), 6.0);
             assert_age_is_true(world, seen).await;
+            if let Some(page) = shown(world, seen).await {
+                assert_eq!(
+                    (page.value("backlog"), page.value("blocked_keys")),
+                    ("7", "2")
+                );
+                assert!(page.shows("illegal_topic"));
+            }
             assert_eq!(seen.health().await, (true, true));
             // no key and no id in what is told to machines
             for secret in wrong.iter().chain(&orders) {
