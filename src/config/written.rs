@@ -165,6 +165,19 @@ impl Written {
 
     /// A table whose values are some of `choices`, by name: `{ a = "x", b = "y" }`.
     pub(super) fn choices<T: Copy>(&self, choices: &[(&str, T)]) -> Reading<BTreeMap<String, T>> {
+        self.table(|value| value.choice(choices))
+    }
+
+    /// A table of lengths of time: `{ a = "5s" }`.
+    pub(super) fn durations(
+        &self,
+        range: RangeInclusive<Duration>,
+    ) -> Reading<BTreeMap<String, Duration>> {
+        self.table(|value| value.duration(range.clone()))
+    }
+
+    /// A table, each of its values as `read` reads it.
+    fn table<T>(&self, read: impl Fn(&Self) -> Reading<T>) -> Reading<BTreeMap<String, T>> {
         let parsed;
         let pairs = match &self.value {
             Value::Pairs(pairs) => pairs,
@@ -176,41 +189,13 @@ impl Written {
         };
         let read = |(name, value): (&String, &Secret)| {
             let value = Self::new(Value::Text(value.clone()), Origin::Default);
-            match value.choice(choices) {
-                Ok(choice) => Ok((name.clone(), choice)),
+            match read(&value) {
+                Ok(value) => Ok((name.clone(), value)),
                 Err(why) if why.is_empty() => Err(format!("look at `{name}`")),
                 Err(why) => Err(format!("look at `{name}`: {why}")),
             }
         };
         pairs.iter().map(read).collect()
-    }
-
-    /// A table of lengths of time: `{ a = "5s" }`.
-    pub(super) fn durations(
-        &self,
-        range: RangeInclusive<Duration>,
-    ) -> Reading<BTreeMap<String, Duration>> {
-        let read = |name: &String, value: &Secret| {
-            let value = Self::new(Value::Text(value.clone()), Origin::Default);
-            let duration = value.duration(range.clone());
-            duration.map_err(|why| match why.as_str() {
-                "" => format!("look at `{name}`"),
-                why => format!("look at `{name}`: {why}"),
-            })
-        };
-        let parsed;
-        let pairs = match &self.value {
-            Value::Pairs(pairs) => pairs,
-            Value::Untyped(text) => {
-                parsed = pairs_in(text.expose())?;
-                &parsed
-            }
-            other => return Err(format!("this is {}", other.type_name())),
-        };
-        let read = pairs
-            .iter()
-            .map(|(name, value)| Ok((name.clone(), read(name, value)?)));
-        read.collect()
     }
 
     pub(super) fn table_name(&self) -> Reading<TableName> {

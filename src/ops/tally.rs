@@ -112,7 +112,7 @@ impl Counted {
         if !self.topics.contains_key(name) {
             self.topics.insert(name.to_owned(), TopicCounted::default());
         }
-        self.topics.entry(name.to_owned()).or_default()
+        self.topics.get_mut(name).expect("it is there by now")
     }
 
     /// How many rows were parked, whatever for.
