@@ -99,10 +99,23 @@ impl Serving {
                 "serving the outbox"
             );
             polling.heed(&self.controls);
+            self.status.serving(&polling, self.config.relay.workers);
+            // not only while it works: what waits is told also while Kafka cannot say who it is
+            let sampled = self.drain.stopping().child_token();
+            let mut sampling = JoinSet::new();
+            sampling.spawn(watch::sample(
+                Arc::clone(&self.config),
+                self.outbox.clone(),
+                Arc::clone(&polling),
+                Arc::clone(&self.status),
+                sampled.clone(),
+            ));
             let worked = match self.cluster(served).await {
                 Ok(cluster) => self.work(&polling, cluster).await,
                 Err(worked) => worked,
             };
+            sampled.cancel();
+            sampling.shutdown().await;
             served = true;
             match worked {
                 // the table changed under the relay: look again, it will say what is wrong
@@ -272,20 +285,12 @@ impl Serving {
             controls: Arc::clone(&self.controls),
         };
         let mut workers = JoinSet::new();
-        self.status.serving(polling, self.config.relay.workers);
         for _ in 0..self.config.relay.workers {
             workers.spawn(Worker::new(self, polling, &lane, &cluster).run());
         }
         let beside = self.drain.stopping().child_token();
         let (mut helpers, mut letters) = (JoinSet::new(), JoinSet::new());
         helpers.spawn(upkeep(
-            Arc::clone(&self.config),
-            self.outbox.clone(),
-            Arc::clone(polling),
-            Arc::clone(&self.status),
-            beside.clone(),
-        ));
-        helpers.spawn(watch::sample(
             Arc::clone(&self.config),
             self.outbox.clone(),
             Arc::clone(polling),

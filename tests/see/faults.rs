@@ -101,6 +101,17 @@ fn what_is_told_while_kafka_is_down_is_true() {
             );
             assert!(page.shows("Kafka has been away") && page.shows("nothing is lost"));
         }
+        // nor does a relay that is started in the middle of it know less
+        let late = Seen::start(&setup).await;
+        late.until("what waits is told without Kafka", |status| {
+            let outbox = &status["outboxes"][0];
+            status["kafka"]["reachable"] == false
+                && outbox["state"] == "serving"
+                && outbox["backlog"]["events"] == 30
+        })
+        .await;
+        assert_age_is_true(world, &late).await;
+        late.relay.stop().await;
         // a sidecar that is not ready would take its service down with Kafka
         assert_eq!(seen.health().await, (true, true));
         seen.until("the budget is told as broken", |status| {
