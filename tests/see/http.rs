@@ -162,7 +162,7 @@ fn a_worker_that_makes_no_progress_is_told_by_livez() {
     support::run_with(Own::POSTGRES, async |world| {
         world.expect_errors("trying again");
         let outbox = Outbox::classic();
-        let (setup, _) = outbox.prepare(world).await;
+        let (setup, aggregate_type) = outbox.prepare(world).await;
         let seen = Seen::start(&watched(setup).set("http", "stuck_after", "\"1s\"")).await;
         seen.until("it is served", |status| {
             status["outboxes"][0]["state"] == "serving"
@@ -172,6 +172,16 @@ fn a_worker_that_makes_no_progress_is_told_by_livez() {
             seen.health().await == (true, true)
         })
         .await;
+        // a worker that still connects is not stuck: it gives up after five seconds and says so
+        one(
+            world,
+            &outbox,
+            &aggregate_type,
+            &Uuid::new_v4().to_string(),
+            1,
+        )
+        .await;
+        outbox.wait_drained(world, SOON).await;
         // its workers ask, and nobody answers for half a minute
         world.own_postgres().pause().await;
         eventually(SOON, "it is told as stuck", async || {

