@@ -29,6 +29,7 @@ mod refusal;
 mod reload;
 mod replay;
 mod see;
+mod settled;
 mod start;
 mod support;
 mod tail;

@@ -227,6 +227,7 @@ impl Settings {
                 retry_backoff_max: self.read(&keys::RETRY_BACKOFF_MAX)?,
                 drain_timeout: self.read(&keys::DRAIN_TIMEOUT)?,
                 sample_interval: self.read(&keys::SAMPLE_INTERVAL)?,
+                sweep_interval: self.read(&keys::SWEEP_INTERVAL)?,
             },
             http: Http {
                 listen: self.read(&keys::LISTEN)?,

@@ -36,6 +36,7 @@ mod polling;
 mod replay;
 mod sampling;
 mod session;
+mod settled;
 mod sql;
 mod tables;
 mod takeover;
@@ -95,10 +96,12 @@ pub fn hot_statements(
         ("open", all.open),
         ("lanes", all.lanes),
         ("claim", all.claim.plain),
+        ("claim_all", all.claim_all),
         ("claim_filtered", all.claim.filtered),
         ("count", all.count.plain),
         ("count_filtered", all.count.filtered),
         ("last", all.last),
+        ("below", all.below),
         ("passed_filtered", all.passed),
         ("skipped", all.skipped.plain),
         ("fronts", all.fronts),
