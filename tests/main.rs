@@ -33,6 +33,7 @@ mod start;
 mod support;
 mod tail;
 mod tidy;
+mod top;
 mod traces;
 mod uninstall;
 mod upkeep;
