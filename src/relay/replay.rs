@@ -51,6 +51,8 @@ pub struct Replayed {
     pub refused: Vec<(Uuid, Reason)>,
     /// Whether all was tried; else it was stopped, or Kafka took nothing.
     pub complete: bool,
+    /// The first row, in their order, that Kafka may not have taken; `None` once all were tried.
+    pub next: Option<Uuid>,
 }
 
 impl Replay<'_> {
@@ -73,6 +75,8 @@ impl Replay<'_> {
         let page_rows = page_rows.map_or(PAGE_ROWS, |rows| usize::try_from(rows).unwrap_or(1));
         let mut done = true;
         for page in rows.chunks(page_rows.min(PAGE_ROWS)) {
+            // whatever ends it from here on
+            replayed.next = page.first().map(|row| row.event.id);
             let events = replayer.read(page).await?;
             replayed.gone += page.len() - events.len();
             if !self.page(&mut sink, &events, stop, replayed).await {
@@ -81,6 +85,9 @@ impl Replay<'_> {
             }
         }
         replayed.complete = done;
+        if done {
+            replayed.next = None;
+        }
         sink.close().await;
         Ok(())
     }
@@ -110,7 +117,8 @@ impl Replay<'_> {
             self.config.relay.retry_backoff_max,
         );
         let mut moved_at = Instant::now();
-        while !records.is_empty() {
+        while let Some((first, _)) = records.first() {
+            replayed.next = Some(*first);
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = self.controls.turn() => {}
@@ -153,6 +161,7 @@ impl Replay<'_> {
                 backoff.reset();
                 moved_at = Instant::now();
             } else if moved_at.elapsed() > PATIENCE {
+                replayed.next = records.first().map(|(id, _)| *id);
                 return false;
             } else {
                 tokio::time::sleep(backoff.next(random())).await;
