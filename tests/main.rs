@@ -34,6 +34,7 @@ mod start;
 mod support;
 mod tail;
 mod tidy;
+mod top;
 mod traces;
 mod uninstall;
 mod upkeep;

@@ -10,6 +10,7 @@ use crate::record::Record;
 use crate::route::Waiting;
 use crate::settle::Verdict;
 
+mod aggregates;
 mod audit;
 mod barrier;
 mod checkup;
@@ -48,6 +49,7 @@ mod wakeup;
 #[doc(hidden)]
 pub mod scripted;
 
+pub use aggregates::{AGGREGATES_MAX, AggregateReader, AggregateWaiting, Aggregates, First};
 pub use checkup::{Checkup, Counts, Holder, Inspected, Largest, Pooler, Server};
 pub use created::Created;
 pub use dead_letters::DeadLetters;
@@ -92,6 +94,7 @@ pub fn hot_statements(
     };
     let all = sql::Statements::render(table, timeouts);
     let sampling = sampling::Sql::render(name, layout, lanes, 30_000);
+    let waiting = aggregates::Sql::render(name, lanes, 30_000);
     let named = [
         ("open", all.open),
         ("lanes", all.lanes),
@@ -108,6 +111,7 @@ pub fn hot_statements(
         ("held", all.held),
         ("sample_heads", sampling.heads),
         ("sample_ends", sampling.ends),
+        ("aggregates", waiting.aggregates),
         ("finish", all.finish),
         ("parked_claim", all.parked_claim),
         ("parked_promote", all.parked_promote),

@@ -349,7 +349,7 @@ fn read_heads(
 }
 
 /// How long ago `created_s` was. A row without a time, or with one to come, has just been inserted.
-fn age(created_s: Option<f64>, now_us: i64) -> Duration {
+pub(super) fn age(created_s: Option<f64>, now_us: i64) -> Duration {
     let now_s = Duration::from_micros(u64::try_from(now_us).unwrap_or(0)).as_secs_f64();
     let age = created_s.map_or(0.0, |created| now_s - created);
     Duration::try_from_secs_f64(age).unwrap_or_default()

@@ -48,6 +48,12 @@ impl Session {
         })
     }
 
+    /// Gives it another name in `pg_stat_activity` than that of the relays.
+    pub(super) fn called(mut self, name: &str) -> Self {
+        self.options = self.options.application_name(name);
+        self
+    }
+
     /// Connects if need be and begins a transaction by `open`. One that was left open, by a batch
     /// that was dropped, goes first, with its connection.
     pub(super) async fn begin(&mut self, open: &SqlStr) -> Result<&mut PgConnection, Error> {
