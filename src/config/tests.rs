@@ -271,7 +271,7 @@ fn what_a_key_does_not_take_is_named_with_what_it_takes() {
         ),
         (
             "on_published = 'delete'\nretention = '1day'",
-            "relay.toml:8: `outbox.retention` is for marked rows; with `on_published = \"delete\"` none are kept",
+            "relay.toml:8: `outbox.retention` is for marked rows and a history; with `on_published = \"delete\"` none are kept",
         ),
         (
             "[[outbox]]\ntable = 'PUBLIC.outbox'",

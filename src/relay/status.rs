@@ -129,6 +129,7 @@ impl Status {
             on_published: match outbox.on_published {
                 crate::config::OnPublished::Mark => "mark",
                 crate::config::OnPublished::Delete => "delete",
+                crate::config::OnPublished::Archive => "archive",
             },
             freshness: Mutex::new(outbox.freshness.clone()),
             ..Self::new(outbox.table.to_string())

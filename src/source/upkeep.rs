@@ -1,10 +1,12 @@
-//! What an outbox needs now and then: marked rows that are old enough go, parked rows whose front was
+//! What an outbox needs now and then: marked rows that are old enough go, and partitions of its history;
+//! parked rows whose front was
 //! deleted by hand go on, and parked rows that nothing waits for go when they are old enough and
 //! somebody said how old that is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::archive::{Archived, Historian};
 use super::error::Error;
 use super::polling::Polling;
 use super::session::{Session, answer};
@@ -25,6 +27,7 @@ pub struct Upkeep {
     session: Session,
     polling: Arc<Polling>,
     retention: Option<Duration>,
+    historian: Option<Historian>,
     parked_retention: Option<Duration>,
     /// Whether a dead-letter topic must have taken a parked row before it goes.
     dead_letters: bool,
@@ -37,6 +40,8 @@ pub struct Tended {
     pub purged: u64,
     /// Parked rows that were deleted.
     pub dropped: u64,
+    /// Partitions of the history that were dropped.
+    pub partitions: u64,
 }
 
 impl Upkeep {
@@ -54,9 +59,19 @@ impl Upkeep {
             session: Session::new(database)?,
             polling: Arc::clone(polling),
             retention: outbox.retention.filter(|_| marks),
+            historian: Historian::of(outbox),
             parked_retention: outbox.parked_retention,
             dead_letters: outbox.dead_letter_topic.is_some(),
         })
+    }
+
+    /// How long until the first tending: a history may want partitions now.
+    #[must_use]
+    pub fn first_pause(&self) -> Duration {
+        match &self.historian {
+            Some(_) => Duration::ZERO,
+            None => self.pause(),
+        }
     }
 
     /// How long until the next tending: often enough that rows are not kept much longer
@@ -66,7 +81,8 @@ impl Upkeep {
         const LONGEST: Duration = Duration::from_secs(600);
         const SHORTEST: Duration = Duration::from_secs(1);
         const USUAL: Duration = Duration::from_secs(60);
-        let kept = [self.retention, self.parked_retention];
+        let archived = self.historian.as_ref().and_then(Historian::retention);
+        let kept = [self.retention, archived, self.parked_retention];
         let kept = kept.into_iter().flatten().min();
         kept.map_or(USUAL, |kept| (kept / 20).clamp(SHORTEST, LONGEST))
     }
@@ -88,9 +104,15 @@ impl Upkeep {
         let sweep = sqlx::query(statements.parked_sweep.clone()).execute(connection);
         answer(limit, "let parked rows without a front go on", sweep).await?;
         self.session.end("commit").await?;
+        let mut archived = Archived::default();
+        if let Some(historian) = &mut self.historian {
+            let open = &statements.open;
+            archived = historian.tend(&mut self.session, open, progress).await?;
+        }
         Ok(Tended {
-            purged: self.purge(&statements, progress).await?,
+            purged: self.purge(&statements, progress).await? + archived.deleted,
             dropped: self.drop_parked(&statements, progress).await?,
+            partitions: archived.dropped,
         })
     }
 
