@@ -27,9 +27,14 @@ pub(super) fn history_name(table: &TableName) -> String {
     cut_name(&name, BYTES_MAX, table.schema.contains('_'))
 }
 
-/// The same, with its schema, quoted.
+/// The same, with its schema, as SQL has it: quoted if need be.
 pub(super) fn history(table: &TableName) -> String {
-    format!("outbox_relay.{}", quote(&history_name(table)))
+    let name = history_name(table);
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    match name.chars().all(plain) {
+        true => format!("outbox_relay.{name}"),
+        false => format!("outbox_relay.{}", quote(&name)),
+    }
 }
 
 /// What is moved: the columns of the layout and `seq`. `published_at` is the history's own.
@@ -136,20 +141,25 @@ pub(super) fn made(name: &TableName) -> String {
 }
 
 /// What `migrate` would still have to make: whether there is a history that rows of every time can go to,
-/// and the columns of it that are missing.
+/// and the columns of it that are missing. From the catalogue alone: the role may have no rights yet.
 pub(super) fn missing(name: &TableName, layout: Layout) -> String {
-    let columns: Vec<&str> = moved_columns(layout).collect();
     format!(
-        "select exists (select from outbox_relay.history_partition p
-                         where p.outbox = {key} and p.history = {history} and p.is_default),
+        "select exists (select from pg_catalog.pg_partitioned_table p
+                         where p.partrelid = {oid} and p.partdefid <> 0),
                 array(select c.name from unnest('{{{columns}}}'::text[]) as c (name)
                        where not exists (select from pg_catalog.pg_attribute a
-                              where a.attrelid = to_regclass({quoted}) and a.attname = c.name
-                                and not a.attisdropped))",
-        key = literal(&name.to_string()),
-        history = literal(&history_name(name)),
-        columns = columns.join(","),
-        quoted = literal(&history(name)),
+                              where a.attrelid = {oid} and a.attname = c.name and not a.attisdropped))",
+        columns = moved_columns(layout).collect::<Vec<_>>().join(","),
+        oid = oid(name),
+    )
+}
+
+/// The oid of the history of `name`, or null. Not by `to_regclass`, which needs rights in the schema.
+fn oid(name: &TableName) -> String {
+    format!(
+        "(select h.oid from pg_catalog.pg_class h join pg_catalog.pg_namespace n on n.oid = h.relnamespace
+           where n.nspname = 'outbox_relay' and h.relname = {})",
+        literal(&history_name(name))
     )
 }
 
@@ -169,7 +179,7 @@ pub(super) fn other_types(name: &TableName, layout: Layout) -> String {
         "select o.attname::text, w.type, format_type(h.atttypid, null)
            from pg_catalog.pg_attribute o
            join pg_catalog.pg_attribute h
-             on h.attrelid = to_regclass({history}) and h.attname = o.attname and not h.attisdropped
+             on h.attrelid = {oid} and h.attname = o.attname and not h.attisdropped
           cross join lateral
                 (select case format_type(o.atttypid, null)
                           when 'character varying' then 'text' when 'integer' then 'bigint'
@@ -177,7 +187,7 @@ pub(super) fn other_types(name: &TableName, layout: Layout) -> String {
           where o.attrelid = {table}::regclass and o.attname = any ('{{{columns}}}') and not o.attisdropped
             and w.type <> format_type(h.atttypid, null)
           order by 1",
-        history = literal(&history(name)),
+        oid = oid(name),
         table = literal(&quote_table(name)),
         columns = columns.join(","),
     )
