@@ -70,6 +70,9 @@ create or replace function outbox_relay.make_history(
 as $outbox_relay$
 declare
   listed text;
+  -- whose rights tend_history has: it can attach partitions to its own tables only
+  keeper text := (select quote_ident(pg_get_userbyid(p.proowner)) from pg_catalog.pg_proc p
+                   where p.oid = 'outbox_relay.tend_history(text, double precision, double precision)'::regprocedure);
 begin
   if to_regclass(format('outbox_relay.%I', history)) is null then
     select string_agg(
@@ -88,6 +91,7 @@ begin
       history, listed);
     execute format('comment on table outbox_relay.%I is %L', history,
       'What was published of ' || of_outbox || ', moved here by on_published = "archive".');
+    execute format('alter table outbox_relay.%I owner to %s', history, keeper);
   end if;
   -- a layout that has more columns than it had
   for listed in
@@ -108,6 +112,7 @@ begin
                   where p.history = make_history.history and p.is_default) then
     execute format('create table outbox_relay.%I partition of outbox_relay.%I default',
       history || '_default', history);
+    execute format('alter table outbox_relay.%I owner to %s', history || '_default', keeper);
   end if;
   perform outbox_relay.grant_to_relays(format('select, insert on outbox_relay.%I', history));
 end

@@ -76,10 +76,17 @@ fn published_rows_move_as_they_are_and_are_published_again_from_there_byte_for_b
             let topic = topic_of(&aggregate_type);
             world.kafka.create_topic(&topic, 2, &[]).await;
             topics.push(topic);
+            // stored outside of the row, where the type lets it
+            let large = "'\"' || (select string_agg(md5(i::text), '') from generate_series(1, 3000) i) || '\"'";
+            let large = match *payload {
+                "bytea" => format!("convert_to({large}, 'UTF8')"),
+                other => format!("({large})::{other}"),
+            };
             let insert = format!(
                 "insert into t{n} (aggregate_id, aggregate_type, event_type, payload, headers)
                  values ('a', '{aggregate_type}', 'Created', $1::text::{payload}, '{{\"z\": 1, \"trace\": \"x\"}}'),
-                        ('b', '{aggregate_type}', 'Created', null, null)"
+                        ('b', '{aggregate_type}', 'Created', null, null),
+                        ('c', '{aggregate_type}', 'Created', {large}, null)"
             );
             sqlx::query(AssertSqlSafe(insert))
                 .bind(*value)
@@ -95,7 +102,7 @@ fn published_rows_move_as_they_are_and_are_published_again_from_there_byte_for_b
                 outbox.pending(world).await + outbox.published(world).await,
                 0
             );
-            assert_eq!(outbox.archived(world).await, 2);
+            assert_eq!(outbox.archived(world).await, 3);
             assert_eq!(strays(world, outbox).await, 0);
             let alike = format!(
                 "select count(*) from kept_{n} k join {} h using (seq, id, aggregate_id, aggregate_type, event_type)
@@ -104,7 +111,7 @@ fn published_rows_move_as_they_are_and_are_published_again_from_there_byte_for_b
                     and h.published_at between k.created_at and clock_timestamp()",
                 outbox.history()
             );
-            assert_eq!(world.number(&alike).await, 2, "{:?}", PAYLOADS[n]);
+            assert_eq!(world.number(&alike).await, 3, "{:?}", PAYLOADS[n]);
         }
 
         // again, from there
@@ -112,15 +119,15 @@ fn published_rows_move_as_they_are_and_are_published_again_from_there_byte_for_b
             let table = format!("public.t{n}");
             let replay = ["replay", "--outbox", &table, "--since", "1h", "--yes"];
             let said = ends(&setup, &replay, 0).await;
-            assert!(said.contains("2 of 2 rows"), "{said}");
+            assert!(said.contains("3 of 3 rows"), "{said}");
             let mut records = world.kafka.read_all(topic).await;
-            assert_eq!(records.len(), 4, "{:?}", PAYLOADS[n]);
+            assert_eq!(records.len(), 6, "{:?}", PAYLOADS[n]);
             for record in &mut records {
                 record
                     .headers
                     .retain(|(name, _)| name != "outbox_relay_replayed_at");
             }
-            for key in [b"a", b"b"] {
+            for key in [b"a", b"b", b"c"] {
                 let of_key = records.iter().filter(|it| it.key.as_deref() == Some(key));
                 let of_key: Vec<_> = of_key.map(|it| (&it.value, &it.headers)).collect();
                 assert_eq!(of_key.len(), 2);
@@ -552,5 +559,68 @@ fn a_history_is_kept_when_the_relay_is_uninstalled_unless_somebody_says_otherwis
         let left = "select count(*) from pg_class where relname like 'history_public%'";
         assert_eq!(world.number(left).await, 0);
         ends(&setup, &["uninstall", "--all", "--yes"], 0).await;
+    });
+}
+
+#[test]
+fn a_history_that_fits_no_more_is_told_and_can_be_changed_or_left_behind() {
+    support::run(async |world| {
+        let outbox = archiving("");
+        let (setup, aggregate_type) = outbox.prepare(world).await;
+        let mut ledger = Ledger::default();
+        ledger.push(one(world, &outbox, &aggregate_type, "a", 1).await);
+        let relay = setup.run();
+        outbox.wait_drained(world, SOON).await;
+
+        // while it is served: it waits, and goes on when somebody did what the line says
+        world
+            .execute("alter table outbox alter column payload type json using payload::json")
+            .await;
+        ledger.push(one(world, &outbox, &aggregate_type, "a", 2).await);
+        world.expect_errors("is json, and that of its history is jsonb");
+        world.expect_errors("cannot be read or settled");
+        let line = relay
+            .wait_line("is json, and that of its history is jsonb", SOON)
+            .await;
+        assert_eq!(outbox.archived(world).await, 1);
+        let mends = line.split("Run: ").nth(1).unwrap();
+        let mends = mends.split(';').next().unwrap();
+        world.execute(mends).await;
+        outbox.wait_drained(world, SOON).await;
+        relay.stop().await;
+        // what was published and could not be moved came again
+        world.check(&ledger).await.assert_clean(20);
+        each_is_there_once(world, &outbox, &ledger).await;
+
+        // or it stays as it is, under another name
+        world
+            .execute("alter table outbox alter column payload type text using payload::text")
+            .await;
+        let said = ends(&setup, &["run"], 78).await;
+        assert!(
+            said.contains("is text, and that of its history is json"),
+            "{said}"
+        );
+        world
+            .execute(
+                "alter table outbox_relay.history_public_outbox rename to kept;
+                 delete from outbox_relay.history where outbox = 'public.outbox';
+                 alter table outbox_relay.history_public_outbox_default rename to kept_default",
+            )
+            .await;
+        setup.migrate().await;
+        world
+            .execute(&format!(
+                "insert into outbox (aggregate_id, aggregate_type, event_type, payload)
+                 values ('b', '{aggregate_type}', 'Created', 'no json')"
+            ))
+            .await;
+        assert!(setup.until_empty(SOON).await.success());
+        let kept = "select count(*) from outbox_relay.kept";
+        assert_eq!(
+            (world.number(kept).await, outbox.archived(world).await),
+            (2, 1)
+        );
+        assert_eq!(strays(world, &outbox).await, 0);
     });
 }

@@ -607,6 +607,21 @@ fn a_dead_letter_topic_is_a_legal_one_and_parked_rows_are_kept_by_default() {
 }
 
 #[test]
+fn a_history_has_a_retention_and_partitions_of_hours_to_a_year() {
+    let more = "on_published = \"archive\"\nretention = \"30days\"\narchive_partition = \"6h\"";
+    let outbox = &config(&format!("{SMALL}{more}")).outboxes[0];
+    assert_eq!(outbox.on_published, OnPublished::Archive);
+    assert_eq!(outbox.retention, Some(Duration::from_secs(30 * 86_400)));
+    assert_eq!(outbox.archive_partition, Duration::from_secs(6 * 3600));
+    let usual = &config(SMALL).outboxes[0];
+    assert_eq!(usual.archive_partition, Duration::from_secs(86_400));
+    for wrong in ["1min", "400days", "forever"] {
+        let error = error_of(&format!("archive_partition = \"{wrong}\""));
+        assert!(error.contains("a duration from 1h to 366days"), "{error}");
+    }
+}
+
+#[test]
 fn secrets_come_from_files_too_without_their_line_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str, text: &str| {

@@ -79,7 +79,7 @@ pub(super) struct Sampled {
 /// Counts since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Rows marked or deleted after Kafka had them.
+    /// Rows marked, deleted or archived after Kafka had them.
     pub published: u64,
     /// Rows that were refused and parked.
     pub parked: u64,

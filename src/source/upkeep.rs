@@ -104,14 +104,16 @@ impl Upkeep {
         let sweep = sqlx::query(statements.parked_sweep.clone()).execute(connection);
         answer(limit, "let parked rows without a front go on", sweep).await?;
         self.session.end("commit").await?;
+        let purged = self.purge(&statements, progress).await?;
+        let dropped = self.drop_parked(&statements, progress).await?;
         let mut archived = Archived::default();
         if let Some(historian) = &mut self.historian {
             let open = &statements.open;
             archived = historian.tend(&mut self.session, open, progress).await?;
         }
         Ok(Tended {
-            purged: self.purge(&statements, progress).await? + archived.deleted,
-            dropped: self.drop_parked(&statements, progress).await?,
+            purged: purged + archived.deleted,
+            dropped,
             partitions: archived.dropped,
         })
     }
