@@ -577,7 +577,7 @@ fn a_history_that_fits_no_more_is_told_and_can_be_changed_or_left_behind() {
             .execute("alter table outbox alter column payload type json using payload::json")
             .await;
         ledger.push(one(world, &outbox, &aggregate_type, "a", 2).await);
-        world.expect_errors("is json, and that of its history is jsonb");
+        world.expect_errors("and that of its history is");
         world.expect_errors("cannot be read or settled");
         let line = relay
             .wait_line("is json, and that of its history is jsonb", SOON)

@@ -46,18 +46,26 @@ pub(super) fn moved_columns(layout: Layout) -> impl Iterator<Item = &'static str
 /// Moves the rows of `name` that are `these`, a condition on `t`, to its history. In one statement: no row
 /// can be in both, or in neither. One time for all of them, so that they go to one partition.
 /// Plan: tid scan for the delete, then an insert of what it returns.
+///
+/// The `case` is never taken, and gone from the plan. It lets a column that has changed its type in one of
+/// the two be an error (42804), where the insert alone would make jsonb of json, and other bytes.
 pub(super) fn finish(name: &TableName, layout: Layout, these: &str) -> String {
     let columns: Vec<&str> = moved_columns(layout).collect();
     let own: Vec<String> = columns.iter().map(|column| format!("t.{column}")).collect();
+    let history = history(name);
+    let strict = |column: &&str| {
+        format!("case when false then (null::{history}).{column} else g.{column} end")
+    };
+    let strict: Vec<String> = columns.iter().map(strict).collect();
     format!(
         "with gone as (
            delete from {rows} t where {these}
            returning {own})
          insert into {history} ({columns}, published_at)
-         select g.*, statement_timestamp() from gone g",
+         select {strict}, statement_timestamp() from gone g",
         rows = quote_table(name),
         own = own.join(", "),
-        history = history(name),
+        strict = strict.join(", "),
         columns = columns.join(", "),
     )
 }
