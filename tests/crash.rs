@@ -22,6 +22,11 @@ fn nothing_is_lost_and_nothing_invented_while_relays_that_delete_are_killed() {
     support::run(async |world| killed_again_and_again(world, OnPublished::Delete).await);
 }
 
+#[test]
+fn nothing_is_lost_and_nothing_invented_while_relays_that_archive_are_killed() {
+    support::run(async |world| killed_again_and_again(world, OnPublished::Archive).await);
+}
+
 /// Two relays under load, one of them killed every few hundred milliseconds and replaced.
 async fn killed_again_and_again(world: &World, on_published: OnPublished) {
     let outbox = Outbox::new("outbox", Layout::Classic, on_published);
@@ -57,6 +62,16 @@ async fn killed_again_and_again(world: &World, on_published: OnPublished) {
         "only {} events",
         ledger.committed()
     );
+    if on_published == OnPublished::Archive {
+        let distinct = format!("select count(distinct id) from {}", outbox.history());
+        let distinct = world.number(&distinct).await;
+        assert_eq!(
+            outbox.archived(world).await,
+            distinct,
+            "none is there twice"
+        );
+        assert_eq!(distinct, i64::try_from(ledger.committed()).unwrap());
+    }
     let report = world.check(&ledger).await;
     assert!(report.rolled_back > 10, "{report}");
     // In flight at each kill: a batch for each worker.

@@ -8,11 +8,11 @@ use crate::support::writers::{Ledger, Load, one};
 use crate::support::{self, World, topic_of};
 
 #[test]
-fn one_process_serves_both_layouts_in_both_modes() {
+fn one_process_serves_both_layouts_in_every_mode() {
     support::run(async |world| {
         let mut outboxes = Vec::new();
         for layout in [Layout::Classic, Layout::Native] {
-            for mode in [OnPublished::Mark, OnPublished::Delete] {
+            for mode in [OnPublished::Mark, OnPublished::Delete, OnPublished::Archive] {
                 let table = format!("{}_{}", layout.name(), mode.name());
                 outboxes.push(Outbox::new(&table, layout, mode));
             }
@@ -49,6 +49,9 @@ fn one_process_serves_both_layouts_in_both_modes() {
                 "{}",
                 outbox.table
             );
+            if outbox.on_published == OnPublished::Archive {
+                assert!(outbox.archived(world).await > 0, "{}", outbox.table);
+            }
         }
         relay.stop().await;
         world.check(&ledger).await.assert_clean(0);

@@ -2,6 +2,7 @@
 //! `OUTBOX_TEST_REQUIRE=1` fails what would be skipped where there are none.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod archive;
 mod bounds;
 mod check;
 mod config_cli;

@@ -66,6 +66,10 @@ const ARGUMENTS: &[(&str, &[&str])] = &[
         "finish_delete",
         &["'pg_class'::regclass, '{\"(0,1)\",\"(0,2)\"}'"],
     ),
+    (
+        "finish_archive",
+        &["'pg_class'::regclass, '{\"(0,1)\",\"(0,2)\"}'"],
+    ),
 ];
 
 /// What is wrong with the plan of a statement for `table`: it may read that by the lane index, from
@@ -108,13 +112,15 @@ async fn explain(world: &World, table: &str, state: &str, all: &mut Vec<String>)
     let name = TableName::parse(table).unwrap();
     let mut connection = PgConnection::connect(&world.database_url).await.unwrap();
     let statements = |on_published| hot_statements(&name, Layout::Classic, on_published, LANES);
-    let (mark, delete) = (
+    let (mark, delete, archive) = (
         statements(OnPublished::Mark),
         statements(OnPublished::Delete),
+        statements(OnPublished::Archive),
     );
     let sql_of = |statement: &str| {
         let (from, name) = match statement {
             "finish_delete" => (&delete, "finish"),
+            "finish_archive" => (&archive, "finish"),
             "finish_mark" => (&mark, "finish"),
             name => (&mark, name),
         };
@@ -177,7 +183,7 @@ async fn fill(world: &World, table: &str, rows: u32, published_at: &str) {
 fn no_statement_of_a_batch_reads_or_sorts_the_backlog() {
     support::run(async |world| {
         let tables = ["fresh", "stale", "marked"]
-            .map(|table| Outbox::new(table, outbox::Layout::Classic, outbox::OnPublished::Mark));
+            .map(|table| Outbox::new(table, outbox::Layout::Classic, outbox::OnPublished::Archive));
         for outbox in &tables {
             outbox.create(world).await;
             // Statistics are what the test makes them.

@@ -34,7 +34,7 @@ fn marked_rows_are_published_again_in_order_with_a_header_that_says_so() {
 
         let said = ends(&setup, &["replay", "--key", "a", "--dry-run"], 0).await;
         assert!(
-            said.contains("40 marked rows") && said.contains(&topic),
+            said.contains("40 published rows") && said.contains(&topic),
             "{said}"
         );
         ends(&setup, &["replay", "--key", "a"], 1).await;

@@ -419,7 +419,7 @@ fn deleted(outbox: &Outbox, counts: &Counts) -> Line {
     let by_relays = match outbox.on_published {
         // each row that a relay had was marked first
         OnPublished::Mark => counts.updated.saturating_mul(10) >= counts.inserted,
-        OnPublished::Delete => counts.served,
+        OnPublished::Delete | OnPublished::Archive => counts.served,
     };
     let many = counts.inserted >= INSERTS_MIN
         && counts.deleted.saturating_mul(10) >= counts.inserted.saturating_mul(9);

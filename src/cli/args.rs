@@ -36,7 +36,7 @@ pub struct ConfigArgs {
     pub layout: Option<String>,
 
     /// What becomes of a published row [default: mark] [env: OUTBOX_RELAY__OUTBOX__ON_PUBLISHED]
-    #[arg(long, value_name = "ACTION", value_parser = ["mark", "delete"])]
+    #[arg(long, value_name = "ACTION", value_parser = ["mark", "delete", "archive"])]
     pub on_published: Option<String>,
 }
 

@@ -63,8 +63,8 @@ async fn inspect(args: &Args, config: &Config) -> Result<Exit, Exit> {
             false => say(&lines(&told)),
         });
     }
-    let deleted = "; rows that are published are deleted under on_published = \"delete\", or purged: then \
-                   only the topic has it";
+    let deleted = "; rows that are published are deleted under on_published = \"delete\", or purged, or \
+                   older than a history's retention: then only the topic has it";
     if args.json {
         let told = json!({ "event_id": args.id.to_string(), "state": "unknown" });
         say(&format!("{told}\n"));
@@ -91,6 +91,7 @@ async fn tell(args: &Args, config: &Config, outbox: &Outbox, found: &Whereabouts
             None => pending(&mut told, row, found, topic.as_deref().ok()),
             Some(at) => {
                 told["published_at"] = at.as_str().into();
+                told["history"] = row.history.clone().into();
                 if let (Ok(topic), false) = (topic, args.no_kafka) {
                     told["kafka"] = in_kafka(args, config, row, topic).await;
                 }
@@ -216,7 +217,7 @@ Examples:
   outbox-relay inspect 0c0e0f5e-… --config relay.toml --json | jq .kafka
 
 States: pending (its lane, how many rows of its aggregate are before it, who has it locked, whether it is
-paused), in_flight (a relay has it in hand), published (when it was marked, and where Kafka has it), parked
+paused), in_flight (a relay has it in hand), published (when it was marked, its history if it was moved to one, and where Kafka has it), parked
 (why, and what is before it), gone (only the audit knows it). Payloads are never shown.
 
 Kafka is read from some time before the row was marked, in the one partition its key belongs to.

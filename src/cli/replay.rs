@@ -1,4 +1,4 @@
-//! `outbox-relay replay`: publishes marked rows again.
+//! `outbox-relay replay`: publishes rows again that are marked, or in a history.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "SCHEMA.TABLE")]
     outbox: Option<String>,
 
-    /// Rows that were marked since this long, such as 2h
+    /// Rows that were published since this long, such as 2h
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     since: Option<Duration>,
 
@@ -103,7 +103,9 @@ async fn replay(
     let rows = replayer.choose(&chosen, i64::from(args.limit)).await;
     let rows = rows.map_err(broken)?;
     if rows.is_empty() {
-        return Ok(say("no marked row matches: nothing to replay\n"));
+        return Ok(say(
+            "no marked row matches, nor any in a history: nothing to replay\n",
+        ));
     }
     if rows.len() > usize::try_from(args.limit).unwrap_or(usize::MAX) {
         let line = format!(
@@ -236,7 +238,7 @@ fn announce(
     let seconds = rows.len() / usize::try_from(rate).unwrap_or(1).max(1);
     let takes = humantime::format_duration(Duration::from_secs(seconds as u64 + 1));
     format!(
-        "{}: {} marked rows to publish again, in their order, in about {takes}:\n{lines}",
+        "{}: {} published rows to publish again, in their order, in about {takes}:\n{lines}",
         outbox.table,
         rows.len()
     )
@@ -326,7 +328,7 @@ Examples:
 The rows are published as they are now, byte for byte what was published, with one more header:
 outbox_relay_replayed_at. They come in outbox order, behind whatever their aggregates published since: a
 consumer that goes by event_id passes over them, one that wants them must take an old event after a newer
-one. Relays may run; no row is changed. It needs on_published = \"mark\".
+one. Relays may run; no row is changed. It needs on_published = \"mark\" or \"archive\".
 
 Exit codes: 0 done, or nothing matched; 1 nothing was done for want of --yes, or some rows were refused;
 64 no choice of rows; 69 Postgres or Kafka cannot be reached, or it ended early; 78 bad config, or a table

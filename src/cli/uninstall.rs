@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::changing::{Leave, Tables, broken};
 use super::{Exit, fail, say};
 use crate::config::{Config, Environment, TableName};
-use crate::source::{Installed, Pauser, Uninstaller};
+use crate::source::{Drops, Installed, Pauser, Uninstaller};
 
 /// Options of `uninstall`.
 #[derive(Debug, clap::Args)]
@@ -27,6 +27,10 @@ pub struct Args {
     #[arg(long)]
     drop_seq: bool,
 
+    /// Drop the history of published rows as well, where on_published = "archive" made one
+    #[arg(long)]
+    drop_history: bool,
+
     /// Do it although relays are connected
     #[arg(long)]
     even_if_served: bool,
@@ -47,11 +51,15 @@ async fn uninstall(args: &Args, config: &Config, environment: &Environment) -> R
         true => everything(config).await?,
         false => args.tables.outboxes(config).await?,
     };
+    let drops = Drops {
+        seq: args.drop_seq,
+        history: args.drop_history,
+    };
     let mut uninstaller = Uninstaller::new(&config.database).map_err(broken)?;
     let mut plans = Vec::new();
     for table in tables {
         let installed = uninstaller.look(&table).await.map_err(broken)?;
-        let said = say(&announce(&table, &installed, args.drop_seq));
+        let said = say(&announce(&table, &installed, drops));
         if said != Exit::Ok {
             return Ok(said);
         }
@@ -79,6 +87,17 @@ async fn uninstall(args: &Args, config: &Config, environment: &Environment) -> R
         );
         return Err(fail(Exit::Failed, &line));
     }
+    let kept = |(_, installed): &&(TableName, Installed)| installed.archived;
+    if let (true, false, Some((_, installed))) =
+        (args.all, args.drop_history, plans.iter().find(kept))
+    {
+        let line = format!(
+            "the history {} has rows, and would go with the schema: move it to another one by `alter table … \
+             set schema …`, with its partitions, or give --drop-history. Nothing was changed",
+            installed.history.as_deref().unwrap_or_default()
+        );
+        return Err(fail(Exit::Failed, &line));
+    }
     let relays = relays(&mut uninstaller).await?;
     if relays > 0 && !args.even_if_served {
         let line = format!(
@@ -90,9 +109,7 @@ async fn uninstall(args: &Args, config: &Config, environment: &Environment) -> R
     args.leave.check()?;
     let who = args.leave.who(environment);
     for (table, installed) in &plans {
-        let removed = uninstaller
-            .remove(table, installed, args.drop_seq, &who)
-            .await;
+        let removed = uninstaller.remove(table, installed, drops, &who).await;
         let audit = removed.map_err(broken)?;
         let said = say(&format!("{table}: uninstalled (audit {audit})\n"));
         if said != Exit::Ok {
@@ -129,7 +146,7 @@ async fn everything(config: &Config) -> Result<Vec<TableName>, Exit> {
         .collect())
 }
 
-fn announce(table: &TableName, installed: &Installed, drop_seq: bool) -> String {
+fn announce(table: &TableName, installed: &Installed, drops: Drops) -> String {
     let mut text = format!("{table}, to be taken away:\n");
     let mut line = |what: String| text.push_str(&format!("  {what}\n"));
     if installed.trigger {
@@ -143,8 +160,15 @@ fn announce(table: &TableName, installed: &Installed, drop_seq: bool) -> String 
     if installed.parked > 0 {
         line(format!("{} parked rows", installed.parked));
     }
-    match (installed.seq, drop_seq) {
-        (true, true) => line("the column seq, with its sequence".to_owned()),
+    match &installed.history {
+        Some(history) if drops.history => line(format!("the history {history}, with all its rows")),
+        Some(history) => text.push_str(&format!(
+            "  the history {history} stays; --drop-history drops it\n"
+        )),
+        None => {}
+    }
+    match (installed.seq, drops.seq) {
+        (true, true) => text.push_str("  the column seq, with its sequence\n"),
         (true, false) => text.push_str("  the column seq stays; --drop-seq drops it\n"),
         (false, _) => {}
     }
@@ -164,7 +188,7 @@ Examples:
   outbox-relay uninstall --all --drop-seq --yes
 
 Undoes `migrate`. The service's table and its rows always stay. Stop the relays first; rows that are parked
-are refused unless --drop-parked says otherwise. Writers may go on: what drops an index, a trigger or a
+are refused unless --drop-parked says otherwise, a history with rows stays unless --drop-history does. Writers may go on: what drops an index, a trigger or a
 column waits for its lock for five seconds at most, and changes nothing if it does not get it. `migrate`
 makes all of it again; numbers in seq that stayed are kept.
 

@@ -237,11 +237,12 @@ keys! {
         ..Spec::of("outbox", "layout", "\"classic\" or \"native\"")
     };
 
-    /// What becomes of a row once Kafka has it. mark sets its published_at, delete deletes it.
-    ON_PUBLISHED: OnPublished = |w| w.choice(&[("mark", OnPublished::Mark), ("delete", OnPublished::Delete)]), Spec {
+    /// What becomes of a row once Kafka has it. mark sets its published_at, delete deletes it,
+    /// archive moves it to a history: a table of the relay's own, which `migrate` makes.
+    ON_PUBLISHED: OnPublished = |w| w.choice(&ON_PUBLISHED_CHOICES), Spec {
         default: Some("mark"),
         flag: Some("--on-published"),
-        ..Spec::of("outbox", "on_published", "\"mark\" or \"delete\"")
+        ..Spec::of("outbox", "on_published", "\"mark\", \"delete\" or \"archive\"")
     };
 
     /// The topic of a row, with ${aggregate_type} and ${event_type} filled in, as they are or
@@ -284,10 +285,18 @@ keys! {
         ..Spec::of("outbox", "lanes", "a power of two from 1 to 1024")
     };
 
-    /// How long marked rows are kept. Only with on_published = "mark".
+    /// How long published rows are kept: marked ones are deleted then; of a history a partition
+    /// goes as a whole when all of it is that old. Not with on_published = "delete".
     RETENTION: Option<Duration> = retention, Spec {
         default: Some("forever"),
         ..Spec::of("outbox", "retention", "\"forever\" or a duration, such as \"7days\"")
+    };
+
+    /// How much time a partition of the history covers. Only with on_published = "archive"; what
+    /// is there already stays as it is.
+    ARCHIVE_PARTITION: Duration = |w| w.duration(PARTITIONS), Spec {
+        default: Some("1day"),
+        ..Spec::of("outbox", "archive_partition", "a duration from 1h to 366days, such as \"1day\"")
     };
 
     /// How long parked rows are kept that were skipped, or let pass as dead letters. What an
@@ -531,6 +540,16 @@ fn listen(written: &Written) -> Reading<Option<String>> {
         None => Err("a host is wanted too: 0.0.0.0 is all of this machine".into()),
     }
 }
+
+const ON_PUBLISHED_CHOICES: [(&str, OnPublished); 3] = [
+    ("mark", OnPublished::Mark),
+    ("delete", OnPublished::Delete),
+    ("archive", OnPublished::Archive),
+];
+
+/// How much time a partition may cover.
+const PARTITIONS: RangeInclusive<Duration> =
+    Duration::from_secs(3600)..=Duration::from_secs(366 * 86_400);
 
 const POLICIES: [(&str, Policy); 2] = [
     ("block", Policy::Block),

@@ -106,8 +106,10 @@ pub struct Outbox {
     pub dead_letter_topic: Option<String>,
     /// How many lanes `migrate` makes: a power of two. The database holds the number in force.
     pub lanes: u16,
-    /// How long marked rows are kept; `None` keeps them for ever.
+    /// How long marked rows, or those of the history, are kept; `None` keeps them for ever.
     pub retention: Option<Duration>,
+    /// How much time a partition of the history covers.
+    pub archive_partition: Duration,
     /// How long rows that were given up, or let pass as dead letters, stay parked; `None` keeps them
     /// for ever. What an aggregate waits for has no such limit.
     pub parked_retention: Option<Duration>,
@@ -165,6 +167,8 @@ pub enum OnPublished {
     Mark,
     /// Delete the row.
     Delete,
+    /// Move the row to a history, which is partitioned by time.
+    Archive,
 }
 
 /// Limits. Each bounds something by name; none depends on the backlog.

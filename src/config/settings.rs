@@ -258,6 +258,7 @@ impl Settings {
             dead_letter_topic: self.read_of(index, &keys::DEAD_LETTER_TOPIC)?,
             lanes: self.read_of(index, &keys::LANES)?,
             retention: self.read_of(index, &keys::RETENTION)?,
+            archive_partition: self.read_of(index, &keys::ARCHIVE_PARTITION)?,
             parked_retention: self.read_of(index, &keys::PARKED_RETENTION)?,
             rows_per_second_max: self.read_of(index, &keys::ROWS_PER_SECOND_MAX)?,
             notify: self.read_of(index, &keys::NOTIFY)?,
@@ -413,7 +414,7 @@ impl Settings {
             {
                 problems.push(Problem::at(
                     &retention.origin,
-                    "`outbox.retention` is for marked rows; with `on_published = \"delete\"` none are kept",
+                    "`outbox.retention` is for marked rows and a history; with `on_published = \"delete\"` none are kept",
                 ));
             }
         }

@@ -271,7 +271,7 @@ fn what_a_key_does_not_take_is_named_with_what_it_takes() {
         ),
         (
             "on_published = 'delete'\nretention = '1day'",
-            "relay.toml:8: `outbox.retention` is for marked rows; with `on_published = \"delete\"` none are kept",
+            "relay.toml:8: `outbox.retention` is for marked rows and a history; with `on_published = \"delete\"` none are kept",
         ),
         (
             "[[outbox]]\ntable = 'PUBLIC.outbox'",
@@ -604,6 +604,21 @@ fn a_dead_letter_topic_is_a_legal_one_and_parked_rows_are_kept_by_default() {
     let days = Duration::from_secs(90 * 86_400);
     assert_eq!(outbox.parked_retention, Some(days));
     assert!(error_of("dead_letter_topic = \"a/b\"").contains("'/'"));
+}
+
+#[test]
+fn a_history_has_a_retention_and_partitions_of_hours_to_a_year() {
+    let more = "on_published = \"archive\"\nretention = \"30days\"\narchive_partition = \"6h\"";
+    let outbox = &config(&format!("{SMALL}{more}")).outboxes[0];
+    assert_eq!(outbox.on_published, OnPublished::Archive);
+    assert_eq!(outbox.retention, Some(Duration::from_secs(30 * 86_400)));
+    assert_eq!(outbox.archive_partition, Duration::from_secs(6 * 3600));
+    let usual = &config(SMALL).outboxes[0];
+    assert_eq!(usual.archive_partition, Duration::from_secs(86_400));
+    for wrong in ["1min", "400days", "forever"] {
+        let error = error_of(&format!("archive_partition = \"{wrong}\""));
+        assert!(error.contains("a duration from 1h to 366days"), "{error}");
+    }
 }
 
 #[test]

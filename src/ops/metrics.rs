@@ -88,7 +88,7 @@ metrics! {
     GAUGE sum "workers_stuck" ["outbox"]
         "Workers that have been at one step for longer than it can take. Not 0: /livez fails.";
     COUNTER sum "events_published_total" ["outbox", "topic"]
-        "Rows marked or deleted after Kafka acknowledged them.";
+        "Rows marked, deleted or archived after Kafka acknowledged them.";
     COUNTER sum "events_late_total" ["outbox", "topic"]
         "Published rows that were older than their freshness budget. Its share of events_published_total is what burns the budget.";
     COUNTER sum "publish_attempts_total" ["outbox"]

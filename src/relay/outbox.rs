@@ -500,7 +500,10 @@ async fn upkeep(
     };
     let progress = status.loops.begin("upkeep");
     let mut looking = LookingAgain::default();
-    let (mut tend_at, mut look_at) = (Instant::now() + upkeep.pause(), Instant::now() + LOOK_AGAIN);
+    let (mut tend_at, mut look_at) = (
+        Instant::now() + upkeep.first_pause(),
+        Instant::now() + LOOK_AGAIN,
+    );
     loop {
         progress.at(Step::Resting);
         tokio::select! {
@@ -516,11 +519,22 @@ async fn upkeep(
         progress.at(Step::Tending);
         let began = Instant::now();
         match upkeep.tend(&progress).await {
-            Ok(Tended { purged, dropped }) => {
+            Ok(Tended {
+                purged,
+                dropped,
+                partitions,
+            }) => {
+                if partitions > 0 {
+                    tracing::info!(
+                        outbox = %outbox.table,
+                        partitions,
+                        "dropped partitions of the history, as retention says"
+                    );
+                }
                 status.tally.asked("upkeep", began.elapsed());
                 status.tally.count(|counted| counted.purged += purged);
                 if purged > 0 {
-                    tracing::info!(outbox = %outbox.table, purged, "purged marked rows");
+                    tracing::info!(outbox = %outbox.table, purged, "purged published rows");
                 }
                 if dropped > 0 {
                     tracing::info!(

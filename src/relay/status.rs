@@ -82,7 +82,7 @@ pub(super) struct Sampled {
 /// Counts since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Rows marked or deleted after Kafka had them.
+    /// Rows marked, deleted or archived after Kafka had them.
     pub published: u64,
     /// Rows that were refused and parked.
     pub parked: u64,
@@ -133,6 +133,7 @@ impl Status {
             on_published: match outbox.on_published {
                 crate::config::OnPublished::Mark => "mark",
                 crate::config::OnPublished::Delete => "delete",
+                crate::config::OnPublished::Archive => "archive",
             },
             freshness: Mutex::new(outbox.freshness.clone()),
             controls: Arc::new(Controls::new(outbox.rows_per_second_max)),

@@ -1,5 +1,6 @@
 //! The SQL that makes one outbox table ready, as `migrate` runs and prints it.
 
+use super::archive_sql;
 use super::layout::{index_name, literal, own_name, quote, quote_table};
 use super::sql::lane_of;
 use crate::config::Outbox;
@@ -102,6 +103,11 @@ on conflict do nothing;",
             literal(&routing),
             literal(&self.outbox.table.to_string())
         )
+    }
+
+    /// The history that published rows are moved to, and its first partitions.
+    pub(super) fn history(&self) -> String {
+        archive_sql::make(self.outbox)
     }
 
     pub(super) fn notify(&self) -> String {

@@ -61,9 +61,9 @@ pub enum Error {
         /// The table.
         outbox: String,
     },
-    /// Fewer rows were marked or deleted than were published.
+    /// Fewer rows were marked, deleted or moved than were published.
     #[error(
-        "{changed} of {expected} published rows of {outbox} could be marked or deleted: look for a \
+        "{changed} of {expected} published rows of {outbox} could be marked, deleted or moved: look for a \
          trigger or a rule on the table that stops it. They will be published again"
     )]
     Unsettled {
@@ -187,9 +187,9 @@ impl Error {
     /// the start checks should look again: they say exactly what is wrong and what to do.
     #[must_use]
     pub fn wants_inspection(&self) -> bool {
-        // undefined table, column, schema, function; insufficient privilege; datatype mismatch
+        // undefined table, column, schema, function; insufficient privilege; datatype mismatch; no partition
         const CHANGED: &[&str] = &[
-            "42P01", "42703", "3F000", "42883", "42501", "42804", "42846",
+            "42P01", "42703", "3F000", "42883", "42501", "42804", "42846", "23514",
         ];
         matches!(
             self,

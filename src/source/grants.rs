@@ -8,8 +8,12 @@ use super::layout::{literal, quote, quote_table};
 use crate::finding::Finding;
 
 impl Look<'_> {
-    /// Which grants are missing, as the statements that give them.
+    /// Which grants are missing, as the statements that give them; first, whether the history is there.
     pub(super) async fn grants(&mut self) -> Result<(), Error> {
+        self.history().await?;
+        if !self.wrong.is_empty() {
+            return Ok(());
+        }
         let table = quote_table(&self.outbox.table);
         let schema = quote(&self.outbox.table.schema);
         let (t, s) = (literal(&table), literal(&self.outbox.table.schema));
@@ -69,6 +73,7 @@ impl Look<'_> {
                     missing.push(format!("{rights} on outbox_relay.{name}"));
                 }
             }
+            missing.extend(self.history_grants().await?);
         }
         if missing.is_empty() {
             return Ok(());

@@ -303,7 +303,7 @@ impl Look<'_> {
             .rows(
                 "look for the relay's tables",
                 "select count(*) filter (where c.relname in ('outbox', 'lane', 'parked')) = 3,
-                        count(*) filter (where c.relname in ('audit', 'parked_holding_key', 'pause')) = 3
+                        count(*) filter (where c.relname in ('audit', 'parked_holding_key', 'pause', 'history')) = 4
                    from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                   where n.nspname = 'outbox_relay'"

@@ -101,20 +101,28 @@ pub(super) fn index_name(table: &TableName, lanes: u16) -> String {
 /// The name of something of ours beside the table: its own and a suffix. A long one is cut, and told
 /// apart by a hash, to fit Postgres' 63 bytes.
 pub(super) fn own_name(table: &TableName, suffix: &str) -> String {
-    const CUT: usize = 30;
     let name = &table.table;
     if name.len() + suffix.len() <= 63 {
         return format!("{name}{suffix}");
     }
-    let mut head: String = name.chars().take(CUT).collect();
-    while head.len() > CUT {
+    format!("{}{suffix}", cut_name(name, 39, true))
+}
+
+/// `name` in `bytes_max` bytes; one that is longer, or that is to be `hashed`, is told apart by a hash.
+pub(super) fn cut_name(name: &str, bytes_max: usize, hashed: bool) -> String {
+    const HASH: usize = "_01234567".len();
+    if name.len() <= bytes_max && !hashed {
+        return name.to_owned();
+    }
+    let mut head: String = name.chars().take(bytes_max - HASH).collect();
+    while head.len() > bytes_max - HASH {
         head.pop();
     }
     // FNV-1a: a stable, well-known hash is all that is wanted
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("{head}_{:08x}{suffix}", hash & 0xffff_ffff)
+    format!("{head}_{:08x}", hash & 0xffff_ffff)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Where one event is, as far as the database knows. Reads; locks nothing, so that no relay passes the
 //! row over for the look.
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _};
 use uuid::Uuid;
 
+use super::archive_sql;
 use super::error::Error;
 use super::layout::{has_headers_and_topic, literal, quote_table};
 use super::session::{Session, answer};
@@ -40,6 +42,8 @@ pub struct OutboxRow {
     pub lane: Option<i64>,
     /// Pending rows of its aggregate before it, [`BEFORE_MAX`] at most.
     pub before: i64,
+    /// The history that it was moved to.
+    pub history: Option<String>,
     /// Who has it locked.
     pub locked_by: Option<Locker>,
 }
@@ -168,8 +172,12 @@ impl Lookup {
         let row = sqlx::query(AssertSqlSafe(sql))
             .bind(id)
             .fetch_optional(self.session.connection()?);
-        let Some(row) = answer(limit, DOING, row).await? else {
-            return Ok(None);
+        let (row, archived) = match answer(limit, DOING, row).await? {
+            Some(row) => (row, false),
+            None => match self.archived(outbox, id, own_topic).await? {
+                Some(row) => (row, true),
+                None => return Ok(None),
+            },
         };
         let read = || -> Result<(OutboxRow, i64, bool), sqlx::Error> {
             let seq: Option<i64> = row.try_get(0)?;
@@ -194,6 +202,7 @@ impl Lookup {
                 published_ms: row.try_get(6)?,
                 lane: row.try_get(7)?,
                 before: 0,
+                history: archived.then(|| archive_sql::history(&outbox.table)),
                 locked_by: pid.map(|pid| Locker {
                     pid,
                     application,
@@ -222,6 +231,27 @@ impl Lookup {
             found.before = answer(limit, "count the rows before it", before).await?;
         }
         Ok(Some(found))
+    }
+
+    /// The event's row in the history of `outbox`, if it has one, whatever its config says by now.
+    async fn archived(
+        &mut self,
+        outbox: &Outbox,
+        id: Uuid,
+        own_topic: &str,
+    ) -> Result<Option<PgRow>, Error> {
+        const DOING: &str = "look for the event in the history";
+        let limit = self.session.answer_timeout();
+        let there = AssertSqlSafe(archive_sql::readable(&outbox.table));
+        let there = sqlx::query_scalar::<_, bool>(there).fetch_one(self.session.connection()?);
+        if !answer(limit, DOING, there).await? {
+            return Ok(None);
+        }
+        let sql = archive_sql::find(&outbox.table, own_topic, &utc("t.published_at"));
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(id)
+            .fetch_optional(self.session.connection()?);
+        answer(limit, DOING, row).await
     }
 
     async fn parked(&mut self, outbox: &Outbox, id: Uuid) -> Result<Option<ParkedPlace>, Error> {

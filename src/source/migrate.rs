@@ -15,11 +15,12 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
+use super::archive_sql;
 use super::ddl::Ddl;
 use super::error::Error;
 use super::layout::{index_name, literal, quote, quote_table};
 use super::session::{Session, answer};
-use crate::config::{Config, Database, Outbox};
+use crate::config::{Config, Database, OnPublished, Outbox};
 use crate::route::Router;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
@@ -97,6 +98,9 @@ impl<'a> Migration<'a> {
                 ddl.lanes(),
                 ddl.routing(),
             ];
+            if outbox.on_published == OnPublished::Archive {
+                statements.push(ddl.history());
+            }
             if outbox.notify {
                 statements.push(ddl.notify());
             }
@@ -239,6 +243,7 @@ impl TableMigration<'_> {
             Find::Index,
             Find::Lanes,
             Find::Routing,
+            Find::History,
             Find::Notify,
         ] {
             let Some(step) = self.find(find).await? else {
@@ -272,6 +277,7 @@ impl TableMigration<'_> {
             Find::Index => self.find_index().await,
             Find::Lanes => self.find_lanes().await,
             Find::Routing => self.find_routing().await,
+            Find::History => self.find_history().await,
             Find::Notify => self.find_notify().await,
         }
     }
@@ -432,6 +438,21 @@ impl TableMigration<'_> {
         }))
     }
 
+    async fn find_history(&mut self) -> Result<Option<Step>, Error> {
+        let name = &self.outbox.table;
+        let there = archive_sql::is_made(name, self.outbox.layout);
+        if self.outbox.on_published != OnPublished::Archive || self.truth(there).await? {
+            return Ok(None);
+        }
+        let history = archive_sql::history(name);
+        Ok(Some(Step {
+            title: format!("{name}: making its history {history}"),
+            leave: None,
+            concurrent: false,
+            sql: Ddl::of(self.outbox, self.outbox.lanes).history(),
+        }))
+    }
+
     async fn find_notify(&mut self) -> Result<Option<Step>, Error> {
         let (name, table) = (&self.outbox.table, quote_table(&self.outbox.table));
         let there = format!(
@@ -552,6 +573,7 @@ enum Find {
     Index,
     Lanes,
     Routing,
+    History,
     Notify,
 }
 

@@ -11,6 +11,8 @@ use crate::route::Waiting;
 use crate::settle::Verdict;
 
 mod aggregates;
+mod archive;
+mod archive_sql;
 mod audit;
 mod barrier;
 mod checkup;
@@ -65,7 +67,7 @@ pub use polling::{Polling, PollingSource};
 pub use replay::{Chosen, Marked, Replayer};
 pub use sampling::{KindWaiting, ParkedAlike, ROWS_MAX, Sample, Sampler};
 pub use tables::{KnownTable, KnownTables, known_tables};
-pub use uninstall::{Installed, Uninstaller};
+pub use uninstall::{Drops, Installed, Uninstaller};
 pub use upkeep::{Tended, Upkeep};
 pub use wakeup::listen;
 

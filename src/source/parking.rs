@@ -204,7 +204,7 @@ impl PollingSource {
                     .bind(table)
                     .bind(&done)
                     .execute(self.session.connection()?);
-                let finished = answer(limit, "mark or delete published rows", finish).await?;
+                let finished = answer(limit, "mark, delete or move published rows", finish).await?;
                 self.all_changed(done.len(), finished.rows_affected())?;
             }
             if !parking.places.is_empty() {
@@ -245,6 +245,15 @@ impl PollingSource {
     ) -> Result<(), Error> {
         let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
+        let done = settled.iter().filter(|(_, state, _)| *state == "done");
+        let done: Vec<i64> = done.map(|(id, ..)| *id).collect();
+        if let (Some(archive), false) = (&polling.statements.archive_parked, done.is_empty()) {
+            let archived = sqlx::query_scalar::<_, i64>(archive.clone())
+                .bind(&done)
+                .fetch_one(self.session.connection()?);
+            let archived = answer(limit, "move parked rows to the history", archived).await?;
+            self.all_changed(done.len(), u64::try_from(archived).unwrap_or(0))?;
+        }
         let settle = sqlx::query(polling.statements.parked_settle.clone())
             .bind(settled.iter().map(|(id, ..)| *id).collect::<Vec<_>>())
             .bind(

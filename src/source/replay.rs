@@ -1,4 +1,4 @@
-//! Rows that are marked as published, to publish them again.
+//! Rows that were published and are kept, marked or in a history, to publish them again.
 //!
 //! What is chosen is kept as places and ids, so that no transaction stays open while it is published
 //! at leisure; a row that was purged meanwhile, or whose place has another row by then, is left out.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use sqlx::{AssertSqlSafe, Row as _, SqlStr};
 use uuid::Uuid;
 
+use super::archive_sql;
 use super::audit;
 use super::decode;
 use super::error::Error;
@@ -16,7 +17,7 @@ use super::layout::{has_headers_and_topic, literal, quote_table};
 use super::parked::Who;
 use super::polling::Polling;
 use super::session::{Session, answer};
-use crate::config::{Database, Outbox};
+use crate::config::{Database, OnPublished, Outbox};
 use crate::event::Event;
 
 /// Which rows. An empty list means any.
@@ -68,6 +69,16 @@ impl Replayer {
         })
     }
 
+    /// What stands behind `from`: the rows that were published, as `t`. With a history also those that are
+    /// still in the table, marked, from before there was one.
+    fn published(&self) -> String {
+        let (name, layout) = (&self.outbox.table, self.outbox.layout);
+        match self.outbox.on_published {
+            OnPublished::Archive => archive_sql::published(name, layout),
+            OnPublished::Mark | OnPublished::Delete => format!("{} t", quote_table(name)),
+        }
+    }
+
     fn own_columns(&self) -> (&'static str, &'static str) {
         match has_headers_and_topic(self.outbox.layout) {
             true => ("t.headers::text", "t.topic::text"),
@@ -83,15 +94,16 @@ impl Replayer {
     pub async fn choose(&mut self, chosen: &Chosen, rows_max: i64) -> Result<Vec<Marked>, Error> {
         const DOING: &str = "choose the rows to replay";
         let limit = self.session.answer_timeout();
-        let (table, (_, own_topic)) = (quote_table(&self.outbox.table), self.own_columns());
-        // no index serves this, as none is wanted for marked rows: the table is read once
+        let (published, (_, own_topic)) = (self.published(), self.own_columns());
+        // no index serves this, as none is wanted for marked rows: the table is read once; of a history the
+        // partitions that `since` asks for
         let sql = format!(
             "select t.ctid::text, coalesce(t.seq, 0), t.id, t.aggregate_type::text, t.aggregate_id::text,
                     t.event_type::text, {own_topic}
-               from {table} t
+               from {published}
               where t.published_at is not null
                 and ($1::float8 is null
-                     or t.published_at >= clock_timestamp() - make_interval(secs => $1))
+                     or t.published_at >= statement_timestamp() - make_interval(secs => $1))
                 and (cardinality($2::text[]) = 0 or t.aggregate_id::text = any ($2))
                 and (cardinality($3::text[]) = 0 or t.event_type::text = any ($3))
                 and (cardinality($4::uuid[]) = 0 or t.id = any ($4))
@@ -140,6 +152,7 @@ impl Replayer {
         const DOING: &str = "read the rows to replay";
         let limit = self.session.answer_timeout();
         let table = quote_table(&self.outbox.table);
+        let published = self.published();
         let (own_headers, own_topic) = self.own_columns();
         let places: Vec<&str> = rows.iter().map(|row| row.place.as_str()).collect();
         let ids: Vec<Uuid> = rows.iter().map(|row| row.event.id).collect();
@@ -159,7 +172,7 @@ impl Replayer {
             "select 0, coalesce(t.seq, 0), t.tableoid, t.ctid, t.id, t.aggregate_type::text,
                     t.aggregate_id::text, t.event_type::text, {payload}, {own_headers}, {own_topic},
                     t.created_at, false
-               from {table} t
+               from {published}
               where t.ctid = any ($1::text[]::tid[]) and t.id = any ($2)
                 and t.published_at is not null"
         );

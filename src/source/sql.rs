@@ -7,6 +7,7 @@
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
+use super::archive_sql;
 use super::layout::{has_headers_and_topic, literal, quote_table};
 use crate::config::{Layout, OnPublished, TableName};
 use crate::ops::{Mistake, makes};
@@ -29,6 +30,7 @@ pub(super) struct Statements {
     pub(super) passed: SqlStr,
     pub(super) held: SqlStr,
     pub(super) finish: SqlStr,
+    pub(super) archive_parked: Option<SqlStr>,
     pub(super) park: SqlStr,
     pub(super) parked_claim: SqlStr,
     pub(super) parked_settle: SqlStr,
@@ -326,7 +328,7 @@ impl Statements {
                 of_key = of_key("p", "k.key"),
             )),
 
-            // Marks or deletes the rows at $2 of the table $1. They are locked by this transaction,
+            // Marks, deletes or moves the rows at $2 of the table $1. They are locked by this transaction,
             // so nothing can have moved them. The oid, because a place is not unique in a
             // partitioned table. Plan: tid scan.
             finish: sql(match on_published {
@@ -334,7 +336,10 @@ impl Statements {
                     "update {rows} t set published_at = clock_timestamp() where {these}"
                 ),
                 OnPublished::Delete => format!("delete from {rows} t where {these}"),
+                OnPublished::Archive => archive_sql::finish(name, layout, &these),
             }),
+            archive_parked: (on_published == OnPublished::Archive)
+                .then(|| sql(archive_sql::parked(name))),
 
             // Moves the rows at $2 of the table $1 to the parked ones, with state, reason and
             // record. Plan: tid scan for the delete, then a join of two small sets.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr};
 
+use super::archive_sql;
 use super::audit;
 use super::error::Error;
 use super::layout::{literal, quote, quote_table};
@@ -30,6 +31,19 @@ pub struct Installed {
     pub parked: i64,
     /// Rows that are not published: they stay, and nobody publishes them.
     pub pending: i64,
+    /// The history, if there is one.
+    pub history: Option<String>,
+    /// Whether it has any rows.
+    pub archived: bool,
+}
+
+/// What of it goes only if somebody says so.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Drops {
+    /// The column `seq`.
+    pub seq: bool,
+    /// The history, with its rows.
+    pub history: bool,
 }
 
 /// Takes away.
@@ -148,6 +162,7 @@ impl Uninstaller {
         let limit = self.session.answer_timeout();
         let (name, quoted) = (literal(&table.to_string()), quote_table(table));
         let regclass = format!("to_regclass({})", literal(&quoted));
+        let history = archive_sql::made(table);
         let sql = format!(
             "select exists (select from pg_catalog.pg_trigger
                              where tgrelid = {regclass} and tgname = 'outbox_relay_notify'),
@@ -160,7 +175,8 @@ impl Uninstaller {
                     exists (select from pg_catalog.pg_attribute
                              where attrelid = {regclass} and attname = 'seq' and not attisdropped),
                     (select count(*) from outbox_relay.lane where outbox = {name}),
-                    (select count(*) from outbox_relay.parked where outbox = {name})"
+                    (select count(*) from outbox_relay.parked where outbox = {name}),
+                    {history}"
         );
         let connection = self.session.begin(&self.open).await?;
         let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut *connection);
@@ -174,13 +190,20 @@ impl Uninstaller {
                 lanes: row.try_get(4)?,
                 parked: row.try_get(5)?,
                 pending: 0,
+                history: row.try_get(6)?,
+                archived: false,
             })
         };
         let mut installed = read().map_err(|error| Error::statement(DOING, error))?;
         if installed.table {
             let pending = format!("select count(*) from {quoted} where published_at is null");
-            let pending = sqlx::query_scalar(AssertSqlSafe(pending)).fetch_one(connection);
+            let pending = sqlx::query_scalar(AssertSqlSafe(pending)).fetch_one(&mut *connection);
             installed.pending = answer(limit, DOING, pending).await?;
+        }
+        if let Some(history) = &installed.history {
+            let any = format!("select exists (select from {history})");
+            let any = sqlx::query_scalar(AssertSqlSafe(any)).fetch_one(self.session.connection()?);
+            installed.archived = answer(limit, DOING, any).await?;
         }
         self.session.end("rollback").await?;
         Ok(installed)
@@ -211,7 +234,7 @@ impl Uninstaller {
         &mut self,
         table: &TableName,
         installed: &Installed,
-        drop_seq: bool,
+        drops: Drops,
         who: &Who,
     ) -> Result<i64, Error> {
         let limit = self.session.answer_timeout();
@@ -225,7 +248,12 @@ impl Uninstaller {
             let index = format!("{}.{}", quote(&table.schema), quote(index));
             sql.push_str(&format!("drop index {index};\n"));
         }
-        if drop_seq && installed.seq {
+        if let (true, Some(history)) = (drops.history, &installed.history) {
+            sql.push_str(&format!(
+                "drop table {history};\ndelete from outbox_relay.history where outbox = {name};\n"
+            ));
+        }
+        if drops.seq && installed.seq {
             sql.push_str(&format!("alter table {quoted} drop column seq;\n"));
         }
         for rows in ["parked", "pause", "lane"] {
@@ -242,7 +270,9 @@ impl Uninstaller {
         let connection = self.session.begin(&self.open).await?;
         let removed = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection);
         answer(limit, "take away what was installed", removed).await?;
-        let filter = serde_json::json!({ "drop_seq": drop_seq, "indexes": installed.indexes });
+        let filter = serde_json::json!({
+            "drop_seq": drops.seq, "drop_history": drops.history, "indexes": installed.indexes,
+        });
         let entry = audit::Entry {
             outbox: &table.to_string(),
             command: "uninstall",

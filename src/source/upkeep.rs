@@ -1,11 +1,12 @@
-//! What an outbox needs now and then: rows that were put back where claims do not look are found, marked
-//! rows that are old enough go, parked rows whose front was
+//! What an outbox needs now and then: rows that were put back where claims do not look are found; marked
+//! rows that are old enough go, and partitions of its history; parked rows whose front was
 //! deleted by hand go on, and parked rows that nothing waits for go when they are old enough and
 //! somebody said how old that is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::archive::{Archived, Historian};
 use super::error::Error;
 use super::polling::Polling;
 use super::session::{Session, answer};
@@ -28,6 +29,7 @@ pub struct Upkeep {
     polling: Arc<Polling>,
     sweep_interval: Duration,
     retention: Option<Duration>,
+    historian: Option<Historian>,
     parked_retention: Option<Duration>,
     /// Whether a dead-letter topic must have taken a parked row before it goes.
     dead_letters: bool,
@@ -40,6 +42,8 @@ pub struct Tended {
     pub purged: u64,
     /// Parked rows that were deleted.
     pub dropped: u64,
+    /// Partitions of the history that were dropped.
+    pub partitions: u64,
 }
 
 impl Upkeep {
@@ -59,9 +63,19 @@ impl Upkeep {
             polling: Arc::clone(polling),
             sweep_interval,
             retention: outbox.retention.filter(|_| marks),
+            historian: Historian::of(outbox),
             parked_retention: outbox.parked_retention,
             dead_letters: outbox.dead_letter_topic.is_some(),
         })
+    }
+
+    /// How long until the first tending: a history may want partitions now.
+    #[must_use]
+    pub fn first_pause(&self) -> Duration {
+        match &self.historian {
+            Some(_) => Duration::ZERO,
+            None => self.pause(),
+        }
     }
 
     /// How long until the next tending: often enough that rows are not kept much longer
@@ -70,7 +84,8 @@ impl Upkeep {
     pub fn pause(&self) -> Duration {
         const LONGEST: Duration = Duration::from_secs(600);
         const SHORTEST: Duration = Duration::from_secs(1);
-        let kept = [self.retention, self.parked_retention];
+        let archived = self.historian.as_ref().and_then(Historian::retention);
+        let kept = [self.retention, archived, self.parked_retention];
         let kept = kept.into_iter().flatten().min();
         let often = kept.map_or(LONGEST, |kept| (kept / 20).clamp(SHORTEST, LONGEST));
         often.min(self.sweep_interval)
@@ -94,9 +109,17 @@ impl Upkeep {
         answer(limit, "let parked rows without a front go on", sweep).await?;
         self.session.end("commit").await?;
         begin_anew(&mut self.session, &self.polling).await?;
+        let purged = self.purge(&statements, progress).await?;
+        let dropped = self.drop_parked(&statements, progress).await?;
+        let mut archived = Archived::default();
+        if let Some(historian) = &mut self.historian {
+            let open = &statements.open;
+            archived = historian.tend(&mut self.session, open, progress).await?;
+        }
         Ok(Tended {
-            purged: self.purge(&statements, progress).await?,
-            dropped: self.drop_parked(&statements, progress).await?,
+            purged: purged + archived.deleted,
+            dropped,
+            partitions: archived.dropped,
         })
     }
 

@@ -17,6 +17,7 @@ pub(crate) enum Layout {
 pub(crate) enum OnPublished {
     Mark,
     Delete,
+    Archive,
 }
 
 /// An outbox table and how it is served.
@@ -44,6 +45,7 @@ impl OnPublished {
         match self {
             Self::Mark => "mark",
             Self::Delete => "delete",
+            Self::Archive => "archive",
         }
     }
 }
@@ -116,6 +118,17 @@ impl Outbox {
         let table = &self.table;
         let sql = format!("select count(*) from {table} where published_at is not null");
         world.number(&sql).await
+    }
+
+    /// Rows that are in the table's history.
+    pub(crate) async fn archived(&self, world: &World) -> i64 {
+        let sql = format!("select count(*) from {}", self.history());
+        world.number(&sql).await
+    }
+
+    /// Where its rows go with `archive`.
+    pub(crate) fn history(&self) -> String {
+        format!("outbox_relay.history_public_{}", self.table)
     }
 
     /// Waits until nothing is pending.
