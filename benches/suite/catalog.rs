@@ -177,7 +177,10 @@ pub(crate) fn select(wanted: &[String]) -> Result<Vec<Case>, String> {
     for word in wanted {
         if !all.iter().any(|case| meant(case, word)) {
             let names: Vec<_> = all.iter().map(|case| case.name.as_str()).collect();
-            return Err(format!("no workload {word}. There are: {}", names.join(" ")));
+            return Err(format!(
+                "no workload {word}. There are: {}",
+                names.join(" ")
+            ));
         }
     }
     let chosen = |case: &Case| wanted.iter().any(|word| meant(case, word));
@@ -279,7 +282,11 @@ fn bad_days() -> Vec<Case> {
             trouble,
             ..Drain::default()
         };
-        all.push(Case::drain(&format!("bad/{name}"), Some("bad/clean"), drain));
+        all.push(Case::drain(
+            &format!("bad/{name}"),
+            Some("bad/clean"),
+            drain,
+        ));
     }
     let clean = "bad/steady-clean";
     all.push(Case::steady(clean, None, 500, 1, Trouble::None));

@@ -81,7 +81,8 @@ async fn drain(
     first: u64,
 ) -> Result<u64, String> {
     let told = |error: sqlx::Error| error.to_string();
-    let columns = "t.seq, t.tableoid, t.ctid::text, t.id, t.aggregate_type::text, t.aggregate_id::text,
+    let columns =
+        "t.seq, t.tableoid, t.ctid::text, t.id, t.aggregate_type::text, t.aggregate_id::text,
                    t.event_type::text, t.payload::text, t.created_at";
     let rows = format!(
         "from outbox t
@@ -203,7 +204,10 @@ fn produce(
                 key: "event_type",
                 value: Some("OrderCreated"),
             });
-        let mut record = BaseRecord::to(topic).key(&key).payload(&value).headers(headers);
+        let mut record = BaseRecord::to(topic)
+            .key(&key)
+            .payload(&value)
+            .headers(headers);
         while let Err((error, back)) = producer.send(record) {
             if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                 return Err(error);

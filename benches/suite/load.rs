@@ -59,10 +59,7 @@ impl Place {
     /// Inserts a backlog, vacuumed and on the disk.
     pub(crate) async fn seed(&mut self, backlog: &Backlog) -> Result<(), String> {
         let filling = backlog.bytes.saturating_sub(BARE_BYTES);
-        let (alike, beyond) = (
-            filling.min(ALIKE_MAX),
-            filling.saturating_sub(ALIKE_MAX),
-        );
+        let (alike, beyond) = (filling.min(ALIKE_MAX), filling.saturating_sub(ALIKE_MAX));
         // hex digits, another part of them in each row
         let noise = match beyond {
             0 => String::new(),
@@ -144,7 +141,9 @@ impl Arrival {
         let transactions = self.rate * self.lasting.as_secs() / self.rows_per_transaction;
         let events = transactions.max(1) * self.rows_per_transaction;
         // each is good for some hundreds of commits a second
-        let writers = (self.rate / self.rows_per_transaction).div_ceil(250).clamp(1, 16);
+        let writers = (self.rate / self.rows_per_transaction)
+            .div_ceil(250)
+            .clamp(1, 16);
         let moments = Arc::new(Moments {
             began: Instant::now(),
             sent: (0..events).map(|_| AtomicU64::new(0)).collect(),
@@ -221,7 +220,9 @@ impl Arrival {
                 stamp();
                 insert().execute(&mut connection).await.map_err(told)?;
             } else {
-                let mut open = sqlx::Connection::begin(&mut connection).await.map_err(told)?;
+                let mut open = sqlx::Connection::begin(&mut connection)
+                    .await
+                    .map_err(told)?;
                 insert().execute(&mut *open).await.map_err(told)?;
                 stamp();
                 open.commit().await.map_err(told)?;

@@ -21,10 +21,7 @@
     clippy::cast_sign_loss,
     reason = "figures far from the limits, to be read by people"
 )]
-#![allow(
-    missing_docs,
-    reason = "nobody links with a benchmark"
-)]
+#![allow(missing_docs, reason = "nobody links with a benchmark")]
 
 mod catalog;
 mod ceiling;
@@ -36,11 +33,7 @@ mod relays;
 mod report;
 mod stand;
 mod steady;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the tests use the rest of it"
-)]
+#[allow(dead_code, unused_imports, reason = "the tests use the rest of it")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -175,18 +168,15 @@ async fn warm_up(stand: &mut Stand, build: &Build) -> Result<(), String> {
     measure(stand, &case, build, size).await.map(drop)
 }
 
-async fn measure(
-    stand: &mut Stand,
-    case: &Case,
-    build: &Build,
-    size: Size,
-) -> Result<Row, String> {
+async fn measure(stand: &mut Stand, case: &Case, build: &Build, size: Size) -> Result<Row, String> {
     let mut row = Row::new(case, build);
     let measured = match &case.sample {
         Sample::Drain(drain) => drain::run(stand, drain, build, size, &mut row).await,
         Sample::Steady(steady) => steady::run(stand, steady, build, size, &mut row).await,
         Sample::Idle => steady::idle(stand, build, size, &mut row).await,
-        Sample::Postgres(postgres) => ceiling::postgres(stand, *postgres, build, size, &mut row).await,
+        Sample::Postgres(postgres) => {
+            ceiling::postgres(stand, *postgres, build, size, &mut row).await
+        }
         Sample::Kafka(kafka) => ceiling::kafka(stand, *kafka, size, &mut row).await,
         Sample::Debezium(debezium) => debezium::run(stand, *debezium, build, size, &mut row).await,
     };

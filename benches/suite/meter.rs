@@ -110,10 +110,7 @@ async fn wal_bytes(connection: &mut PgConnection) -> Result<f64, String> {
     bytes.map_err(|error| error.to_string())
 }
 
-async fn statements(
-    stand: &Stand,
-    connection: &mut PgConnection,
-) -> Result<Statements, String> {
+async fn statements(stand: &Stand, connection: &mut PgConnection) -> Result<Statements, String> {
     if !stand.counts_statements {
         return Ok(Statements::default());
     }

@@ -83,7 +83,12 @@ pub(crate) struct Done {
 
 impl Told<'_> {
     /// The default settings, but for where everything is.
-    fn command(&self, build: &Build, port: u16) -> Result<(Command, PathBuf), String> {
+    fn command(
+        &self,
+        build: &Build,
+        arguments: &[&str],
+        port: u16,
+    ) -> Result<(Command, PathBuf), String> {
         let Self { place, mode } = self;
         let text = format!(
             "[database]\nurl = \"{}\"\n[kafka]\nbrokers = \"{}\"\n[http]\nlisten = \"127.0.0.1:{port}\"\n\
@@ -107,6 +112,7 @@ impl Told<'_> {
                 janitor::RUN,
                 format!("{}{}", janitor::PREFIX, *janitor::RUN_ID),
             )
+            .args(arguments)
             .arg("--config")
             .arg(&file)
             .stdin(Stdio::null())
@@ -117,8 +123,8 @@ impl Told<'_> {
 
     /// Runs `migrate` to its end.
     pub(crate) fn migrate(&self, build: &Build) -> Result<(), String> {
-        let (mut command, log) = self.command(build, free_port())?;
-        let status = command.args(["migrate", "--yes"]).status();
+        let (mut command, log) = self.command(build, &["migrate", "--yes"], free_port())?;
+        let status = command.status();
         let status = status.map_err(|error| error.to_string())?;
         let printed = std::fs::read_to_string(log).unwrap_or_default();
         match status.success() {
@@ -130,8 +136,8 @@ impl Told<'_> {
     /// Starts a relay.
     pub(crate) fn start(&self, build: &Build) -> Result<Relay, String> {
         let port = free_port();
-        let (mut command, log) = self.command(build, port)?;
-        let child = command.arg("run").spawn();
+        let (mut command, log) = self.command(build, &["run"], port)?;
+        let child = command.spawn();
         Ok(Relay {
             child: child.map_err(|error| error.to_string())?,
             port,

@@ -222,7 +222,11 @@ impl Report {
                 continue;
             }
             let mut runs: Vec<_> = self.rows.iter().filter(same).collect();
-            runs.sort_by(|a, b| a.merit().partial_cmp(&b.merit()).unwrap_or(std::cmp::Ordering::Equal));
+            runs.sort_by(|a, b| {
+                a.merit()
+                    .partial_cmp(&b.merit())
+                    .unwrap_or(std::cmp::Ordering::Equal)
+            });
             let mut middle = (*runs[(runs.len() - 1) / 2]).clone();
             if let (Some(first), Some(last), 2..) =
                 (runs[0].rate, runs[runs.len() - 1].rate, runs.len())
@@ -238,7 +242,8 @@ impl Report {
             kept.push(middle);
         }
         let merit = |case: &str, build: Option<&str>| {
-            let fits = |row: &&Row| row.case == case && build.is_none_or(|build| row.build == build);
+            let fits =
+                |row: &&Row| row.case == case && build.is_none_or(|build| row.build == build);
             kept.iter().find(fits).and_then(Row::merit)
         };
         let compared: Vec<_> = kept
@@ -276,7 +281,8 @@ impl Report {
                 let cell = &line[*column];
                 let gap = " ".repeat(width(*column) - cell.chars().count() + 2);
                 text.push_str(&match *column {
-                    0 | 1 | 14 => format!("{cell}{gap}"),
+                    0 | 1 => format!("{cell}{gap}"),
+                    14 => format!("  {cell}{gap}"),
                     _ => format!("{gap}{cell}"),
                 });
             }
@@ -399,7 +405,13 @@ fn machine(facts: &Value) -> String {
 /// Of the sources beside this program, which need not be what `OUTBOX_BENCH_RELAY` was built from.
 fn commit() -> String {
     let told = Command::new("git")
-        .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
+        .args([
+            "-C",
+            env!("CARGO_MANIFEST_DIR"),
+            "describe",
+            "--always",
+            "--dirty",
+        ])
         .output();
     let told = told.map(|told| String::from_utf8_lossy(&told.stdout).trim().to_owned());
     told.unwrap_or_default()

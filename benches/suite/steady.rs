@@ -97,12 +97,7 @@ pub(crate) async fn idle(
 }
 
 /// A relay that has published `past` rows already.
-async fn serve(
-    place: &mut Place,
-    mode: &str,
-    build: &Build,
-    past: u64,
-) -> Result<Relay, String> {
+async fn serve(place: &mut Place, mode: &str, build: &Build, past: u64) -> Result<Relay, String> {
     let backlog = Backlog {
         rows: past,
         bytes: 350,

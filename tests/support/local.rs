@@ -130,11 +130,7 @@ pub(crate) async fn kafka_with(
     Ok(Process::new(Kind::Kafka, port, home, command))
 }
 
-async fn postgres(
-    home: &Path,
-    port: u16,
-    settings: &[&str],
-) -> Result<(Command, String), String> {
+async fn postgres(home: &Path, port: u16, settings: &[&str]) -> Result<(Command, String), String> {
     static UNPACKED: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
     let version = given("OUTBOX_TEST_PG_VERSION").unwrap_or_else(|| "17".to_owned());
     let programs = UNPACKED.get_or_init(async || {
