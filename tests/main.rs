@@ -5,6 +5,7 @@
 mod bounds;
 mod check;
 mod config_cli;
+mod cost;
 mod crash;
 mod delivery;
 mod deploy;

@@ -108,6 +108,7 @@ pub(crate) async fn launch(
 }
 
 /// A PostgreSQL of zonky with `settings` beside those of every test server, not yet started.
+#[allow(dead_code, reason = "for the benchmarks")]
 pub(crate) async fn postgres_with(port: u16, settings: &[&str]) -> Result<Process, String> {
     let home = directory().join(format!("Postgres-{port}"));
     fs::create_dir_all(&home).map_err(|error| error.to_string())?;
@@ -117,6 +118,7 @@ pub(crate) async fn postgres_with(port: u16, settings: &[&str]) -> Result<Proces
 
 /// A broker and its controller in one process, which `settings` describe, not yet started. It has the
 /// memory and the compilers of one that runs for long.
+#[allow(dead_code, reason = "for the benchmarks")]
 pub(crate) async fn kafka_with(
     port: u16,
     settings: &[(&'static str, String)],

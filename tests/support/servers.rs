@@ -242,6 +242,7 @@ impl Server {
     }
 
     /// Its process, unless it runs in a container.
+    #[allow(dead_code, reason = "for the benchmarks")]
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.host {
             Host::Container(_) => None,
@@ -250,6 +251,7 @@ impl Server {
     }
 
     /// Where it listens on the loopback.
+    #[allow(dead_code, reason = "for the benchmarks")]
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
