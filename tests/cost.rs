@@ -59,6 +59,10 @@ impl<'a> Drain<'a> {
 
 /// Holds a count against its bound. A bound that is far away guards nothing: it fails as well.
 #[track_caller]
+#[allow(
+    clippy::print_stdout,
+    reason = "libtest shows it with a failed test, or when asked"
+)]
 fn within(what: &str, count: f64, bound: f64, look_at: &str) {
     println!("{what}: {count:.3}, at most {bound}");
     assert!(

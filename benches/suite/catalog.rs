@@ -225,9 +225,11 @@ fn drains() -> Vec<Case> {
     let plain = Drain::default;
     let with = |name: &str, drain: Drain| Case::drain(&format!("drain/{name}"), base, drain);
     let mut all = vec![Case::drain("drain/delete", None, plain())];
-    for mode in ["mark"] {
-        all.push(with(mode, Drain { mode, ..plain() }));
-    }
+    let mark = Drain {
+        mode: "mark",
+        ..plain()
+    };
+    all.push(with("mark", mark));
     for (name, bytes, part) in [("200B", 200, 1), ("1kB", 1_000, 2), ("10kB", 10_000, 10)] {
         let drain = Drain {
             bytes,

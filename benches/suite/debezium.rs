@@ -38,7 +38,9 @@ pub(crate) async fn run(
     row: &mut Row,
 ) -> Result<(), String> {
     if which == Debezium::Relay {
-        return Box::pin(drain::run(stand, &Drain::default(), build, size, row)).await;
+        Box::pin(drain::run(stand, &Drain::default(), build, size, row)).await?;
+        row.compare_running();
+        return Ok(());
     }
     let program = program().await?;
     let java = java().await?;
@@ -73,15 +75,13 @@ pub(crate) async fn run(
     // it logs in as the relay does, and it reads the log that was written before
     (row.statements, row.rows_per_transaction, row.wal_bytes) = (None, None, None);
     (row.events, row.seconds) = (size.rows, seconds);
-    row.rate = Some(size.rows as f64 / seconds);
+    let running = (all.1 - first.1) as f64 / (all.0 - first.0).as_secs_f64();
+    row.running = Some(running);
     row.start_ms = Some((first.0 - began).as_secs_f64() * 1e3);
     row.relay_us = Some(used_us(server.child.id()) / size.rows as f64);
     row.peak_mib = Some(peak_mib(server.child.id()));
-    let running = (all.1 - first.1) as f64 / (all.0 - first.0).as_secs_f64();
-    row.note(format!(
-        "Debezium Server {VERSION}: {running:.0} events/s once it ran, {:.1} s to start",
-        (first.0 - began).as_secs_f64()
-    ));
+    row.note(format!("Debezium Server {VERSION}"));
+    row.compare_running();
     server.stop().await?;
     place
         .execute("select pg_drop_replication_slot('dbz_outbox')")
@@ -239,7 +239,12 @@ impl Server {
     async fn stop(mut self) -> Result<(), String> {
         janitor::signal(self.child.id(), Signal::TERM);
         let began = Instant::now();
-        while let None = self.child.try_wait().map_err(|error| error.to_string())? {
+        while self
+            .child
+            .try_wait()
+            .map_err(|error| error.to_string())?
+            .is_none()
+        {
             if began.elapsed() > Duration::from_secs(60) {
                 return Err("Debezium does not stop".to_owned());
             }

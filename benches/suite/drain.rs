@@ -138,7 +138,11 @@ async fn publish(
         row.events = wanted;
         row.seconds = seconds;
         row.rate = Some(wanted as f64 / (seconds - stall));
-        row.start_ms = Some((ended.first - began).as_secs_f64() * 1e3);
+        row.start_ms = Some((ended.first.0 - began).as_secs_f64() * 1e3);
+        if wanted > ended.first.1 && !stalled {
+            let running = (ended.at - ended.first.0).as_secs_f64();
+            row.running = Some((wanted - ended.first.1) as f64 / running);
+        }
         if let Trouble::Poison = drain.trouble {
             row.note(format!("{} parked", ended.parked));
         }
@@ -154,8 +158,8 @@ async fn publish(
 
 /// What was seen of a drain.
 struct Ended {
-    /// When the first rows were settled, as far as was looked.
-    first: Instant,
+    /// When the first rows were settled, as far as was looked, and how many they were.
+    first: (Instant, u64),
     at: Instant,
     parked: u64,
 }
@@ -174,7 +178,7 @@ async fn until(relays: &mut [Relay], wanted: u64, stall: Option<&Stand>) -> Resu
         }
         if done.published >= wanted {
             return Ok(Ended {
-                first: first.map_or(now, |(at, _)| at),
+                first: first.unwrap_or((now, wanted)),
                 at: now,
                 parked: done.parked,
             });

@@ -162,7 +162,7 @@ async fn warm_up(stand: &mut Stand, build: &Build) -> Result<(), String> {
     eprintln!("warming up");
     let case = Case::drain("warm-up", None, catalog::Drain::default());
     let size = Size {
-        rows: 60_000,
+        rows: 150_000,
         seconds: 1,
     };
     measure(stand, &case, build, size).await.map(drop)

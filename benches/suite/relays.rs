@@ -25,9 +25,8 @@ pub(crate) struct Build {
 impl Build {
     /// Those of `OUTBOX_BENCH_RELAY`, as `path` or `name=path,name=path`; else the release build.
     pub(crate) fn given() -> Result<Vec<Self>, String> {
-        let given = match given("OUTBOX_BENCH_RELAY") {
-            Some(given) => given,
-            None => return Ok(vec![Self::new("relay", released()?)?]),
+        let Some(given) = given("OUTBOX_BENCH_RELAY") else {
+            return Ok(vec![Self::new("relay", released()?)?]);
         };
         given
             .split(',')
