@@ -221,12 +221,13 @@ fn every_warning_and_error_of_the_log_is_in_the_runbook() {
 #[test]
 fn the_texts_of_the_log_are_found_as_they_are_written() {
     let source = r#"
-        warn!(outbox = f(x), "short: {x} and {y} is what it says");
+        warn!(outbox = f(x), why = "a ( alone", "short: {x} and {y} is what it says; that is all");
+        f("and this is no line of the log");
         tracing::error!(
             topic,
-            why = "not \"this\" (one)",
-            "the longer one goes on \
-             over two lines; {rest}"
+            why = "a quote \" and a ) alone",
+            "the longer one \"goes on\" \
+             over two lines; {rest} is left out"
         );
         error!("{why}");
         #[cfg(test)]
@@ -237,6 +238,9 @@ fn the_texts_of_the_log_are_found_as_they_are_written() {
     let constants: BTreeSet<_> = texts.iter().filter_map(|text| constant(text)).collect();
     assert_eq!(
         constants.into_iter().collect::<Vec<_>>(),
-        ["is what it says", "the longer one goes on over two lines"]
+        [
+            "is what it says",
+            "the longer one \"goes on\" over two lines"
+        ]
     );
 }

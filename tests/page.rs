@@ -20,7 +20,7 @@ use crate::see::{Seen, watched};
 use crate::support::janitor;
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::writers::Load;
-use crate::support::{self, World, eventually, topic_of};
+use crate::support::{self, World, topic_of};
 
 const SOON: Duration = Duration::from_secs(90);
 
@@ -358,73 +358,5 @@ fn the_page_says_so_when_the_relay_is_gone() {
         let uncaught = seen.console.iter().any(|line| line.contains("Uncaught"));
         assert!(!uncaught, "{:?}", seen.console);
         fs::remove_dir_all(home).ok();
-    });
-}
-
-#[test]
-fn top_shows_a_relay_on_a_real_terminal_and_leaves_it_as_it_was() {
-    support::run(async |world: &World| {
-        let outbox = Outbox::classic();
-        let (setup, _) = outbox.prepare(world).await;
-        let relay = Seen::start(&watched(setup)).await;
-        let url = format!("http://{}", relay.address());
-        // util-linux's `script` gives it a terminal
-        let program = env!("CARGO_BIN_EXE_outbox-relay");
-        let line = format!("stty cols 110 rows 30; exec {program} top {url} --interval 100ms");
-        let mut terminal = Command::new("script")
-            .args(["-qec", &line, "/dev/null"])
-            .env("TERM", "xterm-256color")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("`script` is part of every Debian");
-        let mut keys = terminal.stdin.take().unwrap();
-        let mut screen = terminal.stdout.take().unwrap();
-        let shown = Arc::new(Mutex::new(String::new()));
-        let copy = Arc::clone(&shown);
-        let reading = async move {
-            let mut buffer = [0; 4096];
-            loop {
-                let read = tokio::io::AsyncReadExt::read(&mut screen, &mut buffer).await;
-                match read {
-                    Ok(0) | Err(_) => return,
-                    Ok(many) => {
-                        let text = String::from_utf8_lossy(&buffer[..many]).into_owned();
-                        copy.lock().unwrap().push_str(&text);
-                    }
-                }
-            }
-        };
-        let using = async {
-            let has = |part: &str| shown.lock().unwrap().contains(part);
-            eventually(SOON, "the outbox is on the screen", async || {
-                has("public.outbox") && has("serving")
-            })
-            .await;
-            let press = async |key: &[u8], keys: &mut tokio::process::ChildStdin| {
-                tokio::io::AsyncWriteExt::write_all(keys, key)
-                    .await
-                    .unwrap();
-                tokio::io::AsyncWriteExt::flush(keys).await.unwrap();
-            };
-            press(b" ", &mut keys).await;
-            eventually(SOON, "it says that it is paused", async || has("PAUSED")).await;
-            press(b"q", &mut keys).await;
-            let ended = timeout(SOON, terminal.wait()).await;
-            ended.expect("q ends it").unwrap()
-        };
-        let (status, ()) = tokio::join!(using, reading);
-        assert!(status.success(), "{status}");
-        let shown = shown.lock().unwrap().clone();
-        let (enter, leave) = ("\u{1b}[?1049h", "\u{1b}[?1049l");
-        assert!(shown.contains(enter) && shown.contains("\u{1b}[?25l"));
-        let (_, end) = shown.split_once(leave).expect("the screen is given back");
-        assert!(
-            end.contains("\u{1b}[?25h") || shown.contains("\u{1b}[?25h"),
-            "the cursor, too"
-        );
-        relay.relay.stop().await;
     });
 }

@@ -1,9 +1,11 @@
 //! SIGHUP, and the limit on the rate that it can change.
 
-use crate::operating::{SOON, native};
+use serde_json::Value;
+
+use crate::operating::{SOON, ends, native};
 use crate::see::{Seen, watched};
-use crate::support;
 use crate::support::writers::{Ledger, one};
+use crate::support::{self, eventually};
 
 #[test]
 fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
@@ -16,7 +18,8 @@ fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
         for n in 1..=ROWS {
             ledger.push(one(world, &outbox, &aggregate_type, "a", n).await);
         }
-        let seen = Seen::start(&watched(setup.workers(2))).await;
+        let setup = watched(setup.workers(2));
+        let seen = Seen::start(&setup).await;
         let relay = &seen.relay;
         let line = relay.wait_line("no faster than", SOON).await;
         assert!(line.contains("\"time_left\":\""), "{line}");
@@ -24,6 +27,27 @@ fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
         let pending = outbox.pending(world).await;
         assert!(pending >= ROWS - 80, "{pending} of {ROWS} are left");
         assert!(pending < ROWS, "it flows");
+
+        // what is left at that rate, everywhere
+        let limited = |status: &Value| status["outboxes"][0]["limited_for_s"].as_f64();
+        let status = seen
+            .until("the limit is told", |status| limited(status).is_some())
+            .await;
+        let of_it = &status["outboxes"][0];
+        assert_eq!(of_it["rows_per_second_max"], 1);
+        let (waiting, left) = (of_it["backlog"]["events"].as_f64(), limited(&status));
+        assert!(
+            left.is_none() || left == waiting,
+            "one row a second: {of_it}"
+        );
+        eventually(SOON, "`status` says so", async || {
+            let said = ends(&setup, &["status", "--relay", seen.address()], 0).await;
+            said.contains("limited   to 1 rows/s by this relay: ")
+        })
+        .await;
+        if let Some(page) = crate::page::shown(world, &seen).await {
+            assert!(page.shows("held to 1/s: "), "on the page");
+        }
 
         world.expect_errors("the old one stays in force");
         relay.reload(|text| text.replace("rows_per_second_max = 1", "rows_per_second_max = -1"));
@@ -44,8 +68,11 @@ fn a_backlog_is_drained_no_faster_than_allowed_until_a_new_config_says_so() {
         }
         relay.wait_line("\"key\":\"relay.workers\"", SOON).await;
         outbox.wait_drained(world, SOON).await;
-        seen.until("the new budget is in force", |status| {
-            status["outboxes"][0]["freshness"][0]["budget_s"] == 7.0
+        seen.until("the new budget is in force, and no limit", |status| {
+            let outbox = &status["outboxes"][0];
+            outbox["freshness"][0]["budget_s"] == 7.0
+                && outbox["rows_per_second_max"].is_null()
+                && outbox["limited_for_s"].is_null()
         })
         .await;
         let lines = relay.lines();

@@ -7,7 +7,7 @@ use crate::support::checker::{Written, verify};
 use crate::support::kafka::Record;
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::writers::{Ledger, one};
-use crate::support::{self, topic_of};
+use crate::support::{self, eventually, topic_of};
 
 const REPLAYED_AT: &str = "outbox_relay_replayed_at";
 
@@ -63,6 +63,64 @@ fn marked_rows_are_published_again_in_order_with_a_header_that_says_so() {
         let events = ledger.resolved(&world.pool).await;
         verify(&events, &firsts, &partitions).assert_clean(0);
         assert_eq!(outbox.published(world).await, 81);
+    });
+}
+
+#[test]
+fn a_replay_that_is_stopped_says_where_to_go_on_and_loses_nothing() {
+    const ROWS: usize = 90;
+    support::run(async |world| {
+        let outbox = native("outbox");
+        let (setup, aggregate_type) = outbox.prepare(world).await;
+        let topic = topic_of(&aggregate_type);
+        let mut written: Vec<Written> = Vec::new();
+        for n in 1..=i64::try_from(ROWS / 3).unwrap() {
+            for key in ["a", "b", "c"] {
+                written.push(one(world, &outbox, &aggregate_type, key, n).await);
+            }
+        }
+        assert!(setup.until_empty(SOON).await.success());
+
+        let all = ["replay", "--since", "1day", "--yes"];
+        let mut first = setup.spawn(&[&all[..], &["--rate", "1"]].concat());
+        eventually(SOON, "some of it is published again", async || {
+            world.kafka.count(&topic).await > i64::try_from(ROWS).unwrap() + 1
+        })
+        .await;
+        first.sigterm();
+        let ended = first.wait_exit(SOON).await;
+        let said = first.lines().join("\n");
+        assert_eq!(ended.code(), Some(69), "{said}");
+        // they come on two streams
+        let (before, _) = said
+            .split_once(&format!(" of {ROWS} rows were published again"))
+            .unwrap_or_else(|| panic!("{said}"));
+        let done: usize = before.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(said.contains("a signal came. Nothing is lost"), "{said}");
+        let (_, rest) = said.split_once("--from ").unwrap();
+        let (next, _) = rest.split_once(' ').unwrap();
+        assert_eq!(next, written[done].id.to_string(), "the first that is left");
+        assert_eq!(
+            audited(world, "replay ended early").await,
+            (1, i64::try_from(done).unwrap())
+        );
+
+        let left = ROWS - done;
+        let said = ends(&setup, &[&all[..], &["--from", next]].concat(), 0).await;
+        assert!(said.contains(&format!("{left} of {left} rows")), "{said}");
+        let records = world.kafka.read_all(&topic).await;
+        let (mut copies, firsts): (Vec<_>, Vec<_>) = records.into_iter().partition(is_copy);
+        assert_eq!((copies.len(), firsts.len()), (ROWS, ROWS));
+        for copy in &mut copies {
+            copy.headers.pop();
+        }
+        let partitions = HashMap::from([(topic, 2)]);
+        verify(&written, &copies, &partitions).assert_clean(0);
+        assert_eq!(outbox.published(world).await, i64::try_from(ROWS).unwrap());
+
+        let unknown = uuid::Uuid::new_v4().to_string();
+        let said = ends(&setup, &[&all[..], &["--from", &unknown]].concat(), 1).await;
+        assert!(said.contains("no row of this choice"), "{said}");
     });
 }
 

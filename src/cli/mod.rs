@@ -207,7 +207,7 @@ pub enum Task {
     Config(config_file::Args, Environment),
     /// See [`top`].
     #[cfg(feature = "top")]
-    Top(top::Args),
+    Top(top::Args, Config),
     /// See [`demo`].
     #[cfg(feature = "demo")]
     Demo(demo::Args, Log),
@@ -293,7 +293,10 @@ impl Command {
             }
             Self::Config(args) => Task::Config(args, environment.clone()),
             #[cfg(feature = "top")]
-            Self::Top(args) => Task::Top(args),
+            Self::Top(args) => {
+                let config = load(&args.config_args(), environment, Purpose::Watch)?;
+                Task::Top(args, config)
+            }
             #[cfg(feature = "demo")]
             Self::Demo(args) => Task::Demo(args, Log::of_demo(environment)),
         })
@@ -320,7 +323,7 @@ impl Task {
             | Self::Adopt(_, config, _) => Some(&config.log),
             Self::Completions(_) | Self::Man(_) | Self::Config(..) => None,
             #[cfg(feature = "top")]
-            Self::Top(_) => None,
+            Self::Top(..) => None,
             #[cfg(feature = "demo")]
             Self::Demo(_, log) => Some(log),
         }
@@ -362,7 +365,7 @@ impl Task {
             }
             Self::Config(args, environment) => config_file::run(&args, &environment),
             #[cfg(feature = "top")]
-            Self::Top(args) => Box::pin(top::run(args)).await,
+            Self::Top(args, config) => Box::pin(top::run(args, config)).await,
             #[cfg(feature = "demo")]
             Self::Demo(args, _) => Box::pin(demo::run(args)).await,
         }

@@ -45,6 +45,10 @@ pub struct Args {
     #[arg(long, value_name = "EVENT_ID")]
     id: Vec<Uuid>,
 
+    /// Go on where a replay of the same choice ended early: with the row of this event, which it named
+    #[arg(long, value_name = "EVENT_ID")]
+    from: Option<Uuid>,
+
     /// Say what would be published, by topic, and publish nothing
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
@@ -73,16 +77,18 @@ async fn replay(
     config: &Arc<Config>,
     environment: &Environment,
 ) -> Result<Exit, Exit> {
-    let chosen = Chosen {
+    let mut chosen = Chosen {
         since_s: args.since.map(|since| since.as_secs_f64()),
         keys: args.key.clone(),
         event_types: args.event_type.clone(),
         ids: args.id.clone(),
+        from: None,
     };
     if chosen == Chosen::default() {
         let line = "say which rows: --since, --key, --type or --id";
         return Err(fail(Exit::Usage, line));
     }
+    chosen.from = args.from;
     let outbox = outbox(args, config)?;
     if outbox.on_published == OnPublished::Delete {
         let line = format!(
@@ -106,6 +112,7 @@ async fn replay(
         );
         return Err(fail(Exit::Failed, &line));
     }
+    let rows = from(rows, chosen.from)?;
     let topics = by_topic(outbox, &rows);
     let said = say(&announce(outbox, &rows, &topics, args.rate));
     if said != Exit::Ok || args.dry_run {
@@ -119,6 +126,9 @@ async fn replay(
     args.leave.check()?;
     let cluster = cluster(config, &mut inspector).await?;
     let who = args.leave.who(environment);
+    // from here on a signal is answered: the audit will say what came of it
+    let mut signals = StopSignals::listen()
+        .map_err(|error| fail(Exit::Bug, &format!("cannot take signals: {error}")))?;
     let audit = replayer.audit("replay", &chosen, rows.len(), &who).await;
     let audit = audit.map_err(broken)?;
     let replay = Replay {
@@ -130,8 +140,6 @@ async fn replay(
     };
     let mut replayed = Replayed::default();
     let stop = CancellationToken::new();
-    let mut signals = StopSignals::listen()
-        .map_err(|error| fail(Exit::Bug, &format!("cannot take signals: {error}")))?;
     let ran = {
         let mut running = std::pin::pin!(replay.run(&mut replayer, &rows, &stop, &mut replayed));
         tokio::select! {
@@ -142,9 +150,10 @@ async fn replay(
             }
         }
     };
-    let exit = report(outbox, &rows, &replayed, audit);
+    let exit = report(args, outbox, &rows, &replayed, audit, stop.is_cancelled());
     if !replayed.complete {
         // what the first entry promised did not come true
+        chosen.from = replayed.next;
         let short = replayer.audit("replay ended early", &chosen, replayed.published, &who);
         short.await.map_err(broken)?;
     }
@@ -233,12 +242,20 @@ fn announce(
     )
 }
 
-fn report(outbox: &Outbox, rows: &[Marked], replayed: &Replayed, audit: i64) -> Exit {
+fn report(
+    args: &Args,
+    outbox: &Outbox,
+    rows: &[Marked],
+    replayed: &Replayed,
+    audit: i64,
+    stopped: bool,
+) -> Exit {
     let Replayed {
         published,
         gone,
         refused,
         complete,
+        next,
     } = replayed;
     let mut line = format!(
         "{}: {published} of {} rows were published again",
@@ -257,13 +274,46 @@ fn report(outbox: &Outbox, rows: &[Marked], replayed: &Replayed, audit: i64) -> 
         complain(&format!("and {} more\n", refused.len() - 20));
     }
     match (complete, refused.is_empty()) {
-        (false, _) => fail(
-            Exit::Unavailable,
-            "it ended early: Kafka took no more, or a signal came. What is left can be replayed again; \
-             consumers may get some of it twice",
-        ),
+        (false, _) => {
+            let why = match stopped {
+                true => "a signal came",
+                false => "Kafka took no more, or Postgres did not answer",
+            };
+            let go_on = next.map_or_else(String::new, |next| go_on(args, next));
+            let line = format!("it ended early: {why}. Nothing is lost{go_on}");
+            fail(Exit::Unavailable, &line)
+        }
         (true, false) => Exit::Failed,
         (true, true) => said,
+    }
+}
+
+/// How to replay what is left.
+fn go_on(args: &Args, next: Uuid) -> String {
+    let longer = match args.since {
+        Some(_) => " and a --since that is as much longer as time has passed",
+        None => "",
+    };
+    format!(
+        ". To go on, give the same command with --from {next}{longer}; consumers may get a few rows behind \
+         that one twice, in order"
+    )
+}
+
+/// Those of `rows` from the one that is wanted on.
+fn from(mut rows: Vec<Marked>, wanted: Option<Uuid>) -> Result<Vec<Marked>, Exit> {
+    let Some(wanted) = wanted else {
+        return Ok(rows);
+    };
+    match rows.iter().position(|row| row.event.id == wanted) {
+        Some(at) => Ok(rows.split_off(at)),
+        None => {
+            let line = format!(
+                "--from {wanted}: no row of this choice has that id. It was purged, or --since does not reach \
+                 back to it any more"
+            );
+            Err(fail(Exit::Failed, &line))
+        }
     }
 }
 

@@ -9,12 +9,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::args::{ConfigArgs, secret};
+use super::changing::plain;
 use super::{Exit, fail, say};
 use crate::config::{Config, Secret};
 use crate::ops::ask;
 use crate::ops::facts::{Backlog, Facts, Freshness, Outbox, Parked};
 use crate::relay::{chain, parked};
-use crate::source::{Error, KnownTable, ROWS_MAX, Sample, Sampler, known_tables};
+use crate::source::{Error, KnownTable, Pause, Pauser, ROWS_MAX, Sample, Sampler, known_tables};
 
 /// Options of `status`.
 #[derive(Debug, clap::Args)]
@@ -61,6 +62,8 @@ struct DatabaseReport {
     why: Option<String>,
     /// Connections of relays to this database, from wherever.
     relay_connections: Option<i64>,
+    /// Why what is paused cannot be read.
+    pauses_why: Option<String>,
     outboxes: Vec<Table>,
 }
 
@@ -74,6 +77,36 @@ struct Table {
     backlog: Backlog,
     oldest_pending_age_s: Option<f64>,
     parked_rows: Parked,
+    /// What somebody paused; null where that cannot be read.
+    paused: Option<Vec<Paused>>,
+}
+
+/// A pause, as `pause --list` has it.
+#[derive(Debug, Serialize)]
+struct Paused {
+    /// Null: the whole outbox.
+    topic: Option<String>,
+    since: String,
+    age_s: i64,
+    by: String,
+    reason: Option<String>,
+    /// As people say it.
+    #[serde(skip)]
+    told: String,
+}
+
+impl From<&Pause> for Paused {
+    fn from(pause: &Pause) -> Self {
+        let lasted = length(pause.age().as_secs_f64());
+        Self {
+            topic: Some(pause.topic.clone()).filter(|topic| !topic.is_empty()),
+            since: pause.since.clone(),
+            age_s: pause.age_s,
+            by: pause.by.clone(),
+            reason: pause.reason.clone(),
+            told: plain(&format!("{} for {lasted}, {}", pause.what(), pause.told())),
+        }
+    }
 }
 
 /// Prints what is known.
@@ -141,6 +174,17 @@ async fn look(config: &Config) -> DatabaseReport {
     if !known.migrated && report.outboxes.is_empty() {
         report.why = Some("no outbox was made ready here: run `outbox-relay migrate`".to_owned());
     }
+    // a schema of an older version has no pauses, and a role may not be allowed to read them
+    let pauses = match known.migrated {
+        true => match pauses(config).await {
+            Ok(pauses) => Some(pauses),
+            Err(error) => {
+                report.pauses_why = Some(chain(&error));
+                None
+            }
+        },
+        false => None,
+    };
     for table in known.tables {
         let sampled = sample(config, &table).await;
         report.outboxes.push(match sampled {
@@ -153,8 +197,19 @@ async fn look(config: &Config) -> DatabaseReport {
             Err(error) => Table::unknown(table.outbox, chain(&error)),
         });
     }
+    for table in &mut report.outboxes {
+        let of_it = |pauses: &Vec<Pause>| {
+            let of_it = pauses.iter().filter(|pause| pause.outbox == table.outbox);
+            of_it.map(Paused::from).collect()
+        };
+        table.paused = pauses.as_ref().map(of_it);
+    }
     report.outboxes.sort_by(|a, b| a.outbox.cmp(&b.outbox));
     report
+}
+
+async fn pauses(config: &Config) -> Result<Vec<Pause>, Error> {
+    Pauser::new(&config.database)?.list(&[]).await
 }
 
 async fn sample(config: &Config, known: &KnownTable) -> Result<Option<Sample>, Error> {
@@ -176,6 +231,7 @@ impl Table {
             backlog: Backlog::default(),
             oldest_pending_age_s: None,
             parked_rows: Parked::default(),
+            paused: None,
         }
     }
 
@@ -191,6 +247,7 @@ impl Table {
             },
             oldest_pending_age_s: Some(sample.oldest_age.unwrap_or_default().as_secs_f64()),
             parked_rows: parked(Some(sample)),
+            paused: None,
         }
     }
 }
@@ -200,6 +257,9 @@ fn screen(report: &Report, config: &Config) -> String {
     let mut text = String::new();
     if let Some(why) = &report.database.why {
         line(&mut text, &format!("database    {why}"));
+    }
+    if let Some(why) = &report.database.pauses_why {
+        line(&mut text, &format!("pauses      not known: {why}"));
     }
     for table in &report.database.outboxes {
         let facts = report.relay.as_ref();
@@ -226,6 +286,9 @@ fn screen(report: &Report, config: &Config) -> String {
 
 fn outbox(text: &mut String, table: &Table, facts: Option<&Outbox>, budget: Option<Duration>) {
     line(text, &table.outbox);
+    for paused in table.paused.iter().flatten() {
+        line(text, &format!("  PAUSED    {}", paused.told));
+    }
     if let Some(why) = &table.why {
         line(text, &format!("  {why}"));
         return;
@@ -279,7 +342,11 @@ fn outbox(text: &mut String, table: &Table, facts: Option<&Outbox>, budget: Opti
             text,
             &format!("  rate      in {rate_in}/s, out {out:.1}/s by this relay{lag}"),
         );
-        if let Some(left) = facts.drained_in_s {
+        if let (Some(max), Some(left)) = (facts.rows_per_second_max, facts.limited_for_s) {
+            let left = length(left);
+            let held = format!("  limited   to {max} rows/s by this relay: {left} for what waits");
+            line(text, &held);
+        } else if let Some(left) = facts.drained_in_s {
             line(
                 text,
                 &format!("  drained   in {} at this rate", length(left)),
@@ -386,7 +453,7 @@ Examples:
   outbox-relay status --config relay.toml --json
   outbox-relay status --database-url postgres://… --relay 10.0.0.7:9464
 
-What waits and what is parked comes from the database; the rest from the relay that listens on
+What waits, what is parked and what is paused comes from the database; the rest from the relay that listens on
 http.listen, where one answers. Without [[outbox]] in the config, every outbox of the database is shown.
 A backlog beyond 10,000 rows is estimated.
 

@@ -394,6 +394,13 @@ keys! {
         ..Spec::of("relay", "sample_interval", TAKES_TO_AN_HOUR)
     };
 
+    /// How often the upkeep comes round. Among other things it looks over every lane from the very
+    /// beginning, for rows that somebody put back where all is published: claims do not look there.
+    SWEEP_INTERVAL: Duration = |w| w.duration(TO_AN_HOUR), Spec {
+        default: Some("60s"),
+        ..Spec::of("relay", "sweep_interval", TAKES_TO_AN_HOUR)
+    };
+
     /// host:port to listen on; port 0 takes a free one, which the log tells. A port that is taken
     /// does not stop the relay: it warns, and tries again.
     LISTEN: Option<String> = listen, Spec {

@@ -188,6 +188,8 @@ pub struct Relay {
     pub drain_timeout: Duration,
     /// How often the table is sampled for the metrics.
     pub sample_interval: Duration,
+    /// How often the upkeep comes round.
+    pub sweep_interval: Duration,
 }
 
 /// Where the relay tells how it is.

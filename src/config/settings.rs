@@ -27,6 +27,9 @@ pub enum Purpose {
     /// To deal with parked rows: only the database is needed, and nothing of Kafka is looked at. No
     /// outbox means all that the database has.
     Parked,
+    /// To watch a relay: any of it may be missing, and nothing of Kafka is looked at. No database means
+    /// that none is asked.
+    Watch,
     /// To show it: any of it may be missing, the outbox too.
     Show,
 }
@@ -193,7 +196,7 @@ impl Settings {
         let brokers = self.brokers(purpose, &mut problems);
         // its secrets may be in files that only the relay can read
         let properties = match purpose {
-            Purpose::Parked => BTreeMap::new(),
+            Purpose::Parked | Purpose::Watch => BTreeMap::new(),
             _ => self.properties(&mut problems),
         };
         self.outboxes_agree(purpose, &mut problems);
@@ -227,6 +230,7 @@ impl Settings {
                 retry_backoff_max: self.read(&keys::RETRY_BACKOFF_MAX)?,
                 drain_timeout: self.read(&keys::DRAIN_TIMEOUT)?,
                 sample_interval: self.read(&keys::SAMPLE_INTERVAL)?,
+                sweep_interval: self.read(&keys::SWEEP_INTERVAL)?,
             },
             http: Http {
                 listen: self.read(&keys::LISTEN)?,
@@ -384,7 +388,8 @@ impl Settings {
     }
 
     fn outboxes_agree(&self, purpose: Purpose, problems: &mut Vec<Problem>) {
-        if self.outboxes.is_empty() && !matches!(purpose, Purpose::Show | Purpose::Parked) {
+        let optional = matches!(purpose, Purpose::Show | Purpose::Parked | Purpose::Watch);
+        if self.outboxes.is_empty() && !optional {
             problems.push(Problem::nowhere(
                 "no outbox: write an `[[outbox]]` section with its `table`, or use --table",
             ));

@@ -832,7 +832,7 @@ proptest! {
         lines in proptest::collection::vec(line(), 0..8)
     ) {
         let settings = settings(&lines.join("\n"), &[]);
-        for purpose in [Purpose::Run, Purpose::Migrate, Purpose::Print, Purpose::Show] {
+        for purpose in [Purpose::Run, Purpose::Migrate, Purpose::Print, Purpose::Watch, Purpose::Show] {
             let Err(refusal) = settings.config(purpose) else {
                 continue;
             };

@@ -2,6 +2,7 @@
 //! go. Set by whoever hears of it, heeded by the claims and the sink.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,8 +50,26 @@ pub struct Controls {
     rate: Mutex<Rate>,
     rate_changed: Notify,
     began: Instant,
-    /// When a worker last had to wait for the rate.
+    /// When a worker last began to wait for the rate.
     held_back_at: Mutex<Option<Instant>>,
+    /// Workers that wait for the rate.
+    waiting: AtomicUsize,
+}
+
+/// A worker that waits for the rate, until this is dropped.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Controls {
@@ -64,6 +83,7 @@ impl Controls {
             rate_changed: Notify::new(),
             began: Instant::now(),
             held_back_at: Mutex::default(),
+            waiting: AtomicUsize::new(0),
         }
     }
 
@@ -111,6 +131,7 @@ impl Controls {
                 return;
             }
             *locked(&self.held_back_at) = Some(Instant::now());
+            let _waits = Waits::new(&self.waiting);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = changed => {}
@@ -118,10 +139,11 @@ impl Controls {
         }
     }
 
-    /// Whether the limit made a worker wait within the last `recent`.
+    /// Whether the limit makes a worker wait, or one began to wait within the last `recent`.
     #[must_use]
     pub fn is_held_back(&self, recent: Duration) -> bool {
-        locked(&self.held_back_at).is_some_and(|at| at.elapsed() <= recent)
+        self.waiting.load(Ordering::Relaxed) > 0
+            || locked(&self.held_back_at).is_some_and(|at| at.elapsed() <= recent)
     }
 }
 

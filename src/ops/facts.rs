@@ -154,6 +154,11 @@ pub struct Outbox {
     /// Seconds until the backlog is gone, at the rates of the last window; null where it does not
     /// shrink or nothing waits.
     pub drained_in_s: Option<f64>,
+    /// Most rows a second that this relay publishes; null: no limit.
+    pub rows_per_second_max: Option<u32>,
+    /// Seconds that the rows which wait take at that limit, if nobody else publishes them; null while the
+    /// limit holds nothing back.
+    pub limited_for_s: Option<f64>,
 }
 
 /// What a relay does for an outbox.

@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use super::Drain;
 use super::status::{Sampled, Status, by_topic, lock};
+use super::watching::RATE_LOOK;
 use crate::config::{Config, Freshness};
+use crate::ops::controls::Controls;
 use crate::ops::facts::{
     self, Backlog, Build, Database, Facts, Parked, ParkedRows, Quantiles, State, Topic,
     TopicPaused, Workers,
@@ -219,6 +221,8 @@ impl Known {
             topics,
             parked_rows: parked(sample),
             drained_in_s: drained_in(&sampled),
+            rows_per_second_max: status.controls.rate().rows_per_second_max(),
+            limited_for_s: limited_for(&status.controls, sample),
         };
         (outbox, counted)
     }
@@ -336,6 +340,14 @@ fn drained_in(sampled: &Sampled) -> Option<f64> {
     let lasted_s = last_at.saturating_duration_since(*first_at).as_secs_f64();
     let shrunk = as_f64(first.checked_sub(*last)?);
     (*last > 0 && shrunk > 0.0).then(|| as_f64(*last) * lasted_s / shrunk)
+}
+
+/// How long what waits takes at the limit on the rate, while that is what it waits for.
+fn limited_for(controls: &Controls, sample: Option<&Sample>) -> Option<f64> {
+    let pending = sample?.pending;
+    let held_back = pending > 0 && controls.is_held_back(RATE_LOOK);
+    let left = controls.rate().time_left(pending).filter(|_| held_back);
+    left.map(|left| left.as_secs_f64())
 }
 
 /// The topics that were published to, and those that rows wait for.

@@ -26,7 +26,6 @@ pub use replay::{Replay, Replayed};
 pub use status::{Counts, Status, chain};
 
 use crate::config::Config;
-use crate::ops::controls::Controls;
 use crate::ops::http;
 use crate::sink::Topics;
 use crate::source::Left;
@@ -94,7 +93,7 @@ pub async fn run(
             prepare,
             drain: drain.clone(),
             news: news.clone(),
-            controls: Arc::new(Controls::new(outbox.rows_per_second_max)),
+            controls: Arc::clone(&status.controls),
             status,
         };
         outboxes.spawn(serving.run());

@@ -490,7 +490,12 @@ async fn upkeep(
     status: Arc<Status>,
     stop: CancellationToken,
 ) {
-    let Ok(mut upkeep) = Upkeep::new(&config.database, &outbox, &polling) else {
+    let Ok(mut upkeep) = Upkeep::new(
+        &config.database,
+        config.relay.sweep_interval,
+        &outbox,
+        &polling,
+    ) else {
         return;
     };
     let progress = status.loops.begin("upkeep");

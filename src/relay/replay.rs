@@ -51,6 +51,8 @@ pub struct Replayed {
     pub refused: Vec<(Uuid, Reason)>,
     /// Whether all was tried; else it was stopped, or Kafka took nothing.
     pub complete: bool,
+    /// The first row, in their order, that Kafka may not have taken; `None` once all were tried.
+    pub next: Option<Uuid>,
 }
 
 impl Replay<'_> {
@@ -73,6 +75,8 @@ impl Replay<'_> {
         let page_rows = page_rows.map_or(PAGE_ROWS, |rows| usize::try_from(rows).unwrap_or(1));
         let mut done = true;
         for page in rows.chunks(page_rows.min(PAGE_ROWS)) {
+            // whatever ends it from here on
+            replayed.next = page.first().map(|row| row.event.id);
             let events = replayer.read(page).await?;
             replayed.gone += page.len() - events.len();
             if !self.page(&mut sink, &events, stop, replayed).await {
@@ -81,6 +85,9 @@ impl Replay<'_> {
             }
         }
         replayed.complete = done;
+        if done {
+            replayed.next = None;
+        }
         sink.close().await;
         Ok(())
     }
@@ -110,12 +117,15 @@ impl Replay<'_> {
             self.config.relay.retry_backoff_max,
         );
         let mut moved_at = Instant::now();
-        while !records.is_empty() {
+        while let Some((first, _)) = records.first() {
+            replayed.next = Some(*first);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return false,
                 () = self.controls.turn() => {}
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return false,
                 () = sink.ready() => {}
                 () = tokio::time::sleep(PATIENCE) => return false,
@@ -153,11 +163,86 @@ impl Replay<'_> {
                 backoff.reset();
                 moved_at = Instant::now();
             } else if moved_at.elapsed() > PATIENCE {
+                replayed.next = records.first().map(|(id, _)| *id);
                 return false;
             } else {
-                tokio::time::sleep(backoff.next(random())).await;
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(backoff.next(random())) => {}
+                }
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags, Purpose, Settings};
+    use crate::sink::scripted::{Reply, ScriptedSink};
+
+    fn config() -> Arc<Config> {
+        let text = "[database]\nurl = \"postgres://h/d\"\n[kafka]\nbrokers = \"h:9092\"\n\
+                    [[outbox]]\ntable = \"outbox\"\n";
+        let settings = Settings::of_text(text, &Environment::default(), &Flags::default());
+        Arc::new(settings.config(Purpose::Run).unwrap())
+    }
+
+    fn event(seq: i64, key: &str) -> Event {
+        Event {
+            seq,
+            id: Uuid::from_u128(u128::try_from(seq).unwrap()),
+            aggregate_type: "Order".to_owned(),
+            aggregate_id: Some(key.to_owned()),
+            event_type: "OrderPaid".to_owned(),
+            payload: Some(b"{}".to_vec()),
+            headers: None,
+            topic: None,
+            created_at_us: None,
+            parked: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_in_the_middle_of_a_page_names_the_first_row_that_is_left() {
+        let config = config();
+        let replay = Replay {
+            config: &config,
+            outbox: &config.outboxes[0],
+            cluster: String::new(),
+            controls: Arc::new(Controls::new(None)),
+            at: "2026-11-21T17:00:00Z".to_owned(),
+        };
+        let events = [(1, "a"), (2, "b"), (3, "a"), (4, "b"), (5, "c")];
+        let events = events.map(|(seq, key)| event(seq, key));
+        let mut sink = ScriptedSink::new();
+        let refused = Reply::Refuse(Outcome::Unfinished);
+        sink.on_event(&events[1].id.to_string(), vec![refused; 10_000]);
+        let (stop, mut replayed) = (CancellationToken::new(), Replayed::default());
+        let stopping = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            stop.cancel();
+            Instant::now()
+        };
+        let mut copy = sink.clone();
+        let page = async {
+            let done = replay.page(&mut copy, &events, &stop, &mut replayed).await;
+            (done, Instant::now())
+        };
+        let ((done, ended_at), stopped_at) = tokio::join!(page, stopping);
+        assert!(!done && ended_at == stopped_at, "it ends at once");
+        assert_eq!(replayed.next, Some(events[1].id));
+        assert_eq!(replayed.published, 3);
+
+        // from there on each key goes on in order, and nothing was left out
+        sink.heal();
+        let (stop, mut replayed) = (CancellationToken::new(), Replayed::default());
+        let left = &events[1..];
+        assert!(replay.page(&mut sink, left, &stop, &mut replayed).await);
+        let written: Vec<u128> = (sink.written_ids().iter())
+            .map(|id| id.parse::<Uuid>().unwrap().as_u128())
+            .collect();
+        assert_eq!(written, [1, 3, 5, 2, 3, 4, 5]);
     }
 }

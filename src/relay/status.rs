@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::config::{Freshness, Outbox};
 use crate::event::Event;
+use crate::ops::controls::Controls;
 use crate::ops::facts::State;
 use crate::ops::{Loops, Reminders, Tally, unix_us};
 use crate::outcome::{Outcome, Reason};
@@ -41,6 +42,8 @@ pub struct Status {
     pub(super) sampled: Mutex<Sampled>,
     pub(super) polling: Mutex<Option<Arc<Polling>>>,
     pub(super) workers: AtomicU64,
+    /// What somebody outside wants of it.
+    pub(super) controls: Arc<Controls>,
     /// The database's clock less this machine's.
     clock_offset_us: AtomicI64,
     /// What somebody paused, and when that was read.
@@ -116,6 +119,7 @@ impl Status {
             sampled: Mutex::default(),
             polling: Mutex::default(),
             workers: AtomicU64::new(0),
+            controls: Arc::new(Controls::new(None)),
             clock_offset_us: AtomicI64::new(0),
             pauses: Mutex::new((Instant::now(), Vec::new())),
             parked_lines: Mutex::default(),
@@ -131,6 +135,7 @@ impl Status {
                 crate::config::OnPublished::Delete => "delete",
             },
             freshness: Mutex::new(outbox.freshness.clone()),
+            controls: Arc::new(Controls::new(outbox.rows_per_second_max)),
             ..Self::new(outbox.table.to_string())
         }
     }

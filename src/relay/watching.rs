@@ -18,7 +18,7 @@ use crate::source::{Inspector, Pause, Polling};
 /// How often somebody looks for pauses where no claim meets one.
 const LOOK_PAUSE: Duration = Duration::from_secs(10);
 /// How often the limit on the rate is looked at, and how often a drain under it is told.
-const RATE_LOOK: Duration = Duration::from_secs(5);
+pub(super) const RATE_LOOK: Duration = Duration::from_secs(5);
 const REMINDER: Duration = Duration::from_secs(60);
 /// Rows that are counted at most, to tell how long a drain takes.
 const COUNT_MAX: i64 = 5_000_000;

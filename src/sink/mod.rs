@@ -115,6 +115,7 @@ mod testing {
             retry_backoff_max: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(10),
             sample_interval: Duration::from_secs(2),
+            sweep_interval: Duration::from_secs(60),
         }
     }
 }

@@ -430,7 +430,8 @@ impl Checkup {
         // with values in their places, so that nothing is left prepared in a pooler's connection
         let claim = (statements.claim.plain.as_str())
             .replace("$1", "'{0}'")
-            .replace("$2", "'{100}'");
+            .replace("$2", "'{100}'")
+            .replace("$3", "'{0}'");
         let limit = self.session.answer_timeout();
         let connection = self.session.begin(&statements.open).await?;
         let plan = sqlx::raw_sql(AssertSqlSafe(format!("explain (costs off) {claim}")));

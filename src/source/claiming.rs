@@ -74,22 +74,18 @@ impl Filter {
         })
     }
 
-    /// Binds where to begin in each of `lanes`, behind all else.
-    fn bind_places<'q>(
+    /// Where a claim of each of `lanes` begins: behind what is settled of it, or passed.
+    pub(super) fn places(
         filter: Option<&Self>,
         lanes: &[i32],
-        statement: Statement<'q>,
-    ) -> Statement<'q> {
-        let Some(filter) = filter else {
-            return statement;
+        settled: impl Fn(i32) -> Option<i64>,
+    ) -> Vec<i64> {
+        let passed = |lane: i32| {
+            let lane = usize::try_from(lane).ok()?;
+            filter?.places.get(lane).copied()
         };
-        let place = |lane: &i32| {
-            let place = usize::try_from(*lane)
-                .ok()
-                .and_then(|i| filter.places.get(i));
-            place.copied().unwrap_or(i64::MIN)
-        };
-        statement.bind(lanes.iter().map(place).collect::<Vec<_>>())
+        let place = |lane: &i32| passed(*lane).max(settled(*lane)).unwrap_or(i64::MIN);
+        lanes.iter().map(place).collect()
     }
 
     pub(super) fn bind<'q>(filter: Option<&'q Self>, statement: Statement<'q>) -> Statement<'q> {
@@ -147,19 +143,24 @@ impl PollingSource {
 
     /// Reads the claim as it streams in and keeps what fits the byte limit, but never nothing. The
     /// rest is read and forgotten: it stays locked until the transaction ends, and is claimed anew.
+    /// Unless `careful`, it fails on a row that somebody else has locked.
     pub(super) async fn claim_rows(
         &mut self,
         lanes: &[i32],
         asked: &[i32],
+        places: &[i64],
         filter: Option<&Filter>,
+        careful: bool,
     ) -> Result<Rows, Error> {
         let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
         let bytes_max = self.claim_bytes_max;
-        let claim = Filter::choose(filter, &polling.statements.claim)
-            .bind(lanes)
-            .bind(asked);
-        let claim = Filter::bind_places(filter, lanes, Filter::bind(filter, claim));
+        let claim = match careful {
+            true => Filter::choose(filter, &polling.statements.claim),
+            false => sqlx::query(polling.statements.claim_all.clone()),
+        };
+        let claim = claim.bind(lanes).bind(asked).bind(places);
+        let claim = Filter::bind(filter, claim);
         let mut stream = claim.fetch(self.session.connection()?);
         let mut rows = Rows::default();
         while let Some(row) = answer(limit, "claim rows", stream.try_next()).await? {
@@ -177,12 +178,14 @@ impl PollingSource {
         Ok(rows)
     }
 
-    /// Puts aside the rows that come after one which somebody else has locked, of its aggregate.
+    /// Puts aside the rows that come after one which somebody else has locked, of its aggregate. Says the
+    /// first of those of each lane. `place_of`: behind which row the claim of a lane began.
     pub(super) async fn put_locked_aside(
         &mut self,
         rows: &mut Vec<ClaimedRow>,
+        place_of: impl Fn(i32) -> i64,
         filter: Option<&Filter>,
-    ) -> Result<(), Error> {
+    ) -> Result<HashMap<i32, i64>, Error> {
         let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
         let mut claimed: HashMap<i32, Vec<i64>> = HashMap::new();
@@ -194,13 +197,16 @@ impl PollingSource {
             lanes.push(*lane);
             last.push(seqs.iter().copied().max().unwrap_or(i64::MIN));
         }
+        let mut passed = HashMap::new();
         if lanes.is_empty() {
-            return Ok(());
+            return Ok(passed);
         }
+        let places: Vec<i64> = lanes.iter().map(|lane| place_of(*lane)).collect();
         let count = Filter::choose(filter, &polling.statements.count)
             .bind(&lanes)
-            .bind(&last);
-        let count = Filter::bind_places(filter, &lanes, Filter::bind(filter, count));
+            .bind(&last)
+            .bind(&places);
+        let count = Filter::bind(filter, count);
         let count = count.fetch_all(self.session.connection()?);
         let counts = answer(limit, "count what was claimed", count).await?;
         for row in &counts {
@@ -216,9 +222,9 @@ impl PollingSource {
             }
             let skipped = Filter::choose(filter, &polling.statements.skipped)
                 .bind(lane)
-                .bind(seqs.iter().copied().max().unwrap_or(i64::MIN));
+                .bind(seqs.iter().copied().max().unwrap_or(i64::MIN))
+                .bind(place_of(lane));
             let skipped = Filter::bind(filter, skipped).bind(seqs);
-            let skipped = Filter::bind_places(filter, &[lane], skipped);
             let skipped = skipped.fetch_all(self.session.connection()?);
             let skipped = answer(limit, "find the rows somebody else has locked", skipped).await?;
             let read = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
@@ -226,6 +232,10 @@ impl PollingSource {
                 skipped.iter().map(read).collect();
             let skipped =
                 skipped.map_err(|error| Error::statement("read the rows passed over", error))?;
+            // one that was committed since the claim may be among them: it is claimed the next time
+            if let Some(seq) = skipped.iter().map(|(seq, _)| *seq).min() {
+                passed.insert(lane, seq);
+            }
             let mut first: HashMap<String, i64> = HashMap::new();
             for (seq, key) in skipped {
                 let at = first.entry(key).or_insert(seq);
@@ -244,7 +254,7 @@ impl PollingSource {
                     .extend(first.into_keys().map(|key| (key, until)));
             });
         }
-        Ok(())
+        Ok(passed)
     }
 
     /// Which of the claimed aggregates wait behind a parked row.

@@ -10,6 +10,7 @@ use crate::record::Record;
 use crate::route::Waiting;
 use crate::settle::Verdict;
 
+mod aggregates;
 mod audit;
 mod barrier;
 mod checkup;
@@ -36,6 +37,7 @@ mod polling;
 mod replay;
 mod sampling;
 mod session;
+mod settled;
 mod sql;
 mod tables;
 mod takeover;
@@ -47,6 +49,7 @@ mod wakeup;
 #[doc(hidden)]
 pub mod scripted;
 
+pub use aggregates::{AGGREGATES_MAX, AggregateReader, AggregateWaiting, Aggregates, First};
 pub use checkup::{Checkup, Counts, Holder, Inspected, Largest, Pooler, Server};
 pub use created::Created;
 pub use dead_letters::DeadLetters;
@@ -91,20 +94,24 @@ pub fn hot_statements(
     };
     let all = sql::Statements::render(table, timeouts);
     let sampling = sampling::Sql::render(name, layout, lanes, 30_000);
+    let waiting = aggregates::Sql::render(name, lanes, 30_000);
     let named = [
         ("open", all.open),
         ("lanes", all.lanes),
         ("claim", all.claim.plain),
+        ("claim_all", all.claim_all),
         ("claim_filtered", all.claim.filtered),
         ("count", all.count.plain),
         ("count_filtered", all.count.filtered),
         ("last", all.last),
+        ("below", all.below),
         ("passed_filtered", all.passed),
         ("skipped", all.skipped.plain),
         ("fronts", all.fronts),
         ("held", all.held),
         ("sample_heads", sampling.heads),
         ("sample_ends", sampling.ends),
+        ("aggregates", waiting.aggregates),
         ("finish", all.finish),
         ("parked_claim", all.parked_claim),
         ("parked_promote", all.parked_promote),

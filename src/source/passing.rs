@@ -42,7 +42,7 @@ pub(super) struct Passing {
     /// By lane.
     places: Vec<i64>,
     /// By lane, and whoever may still bring rows below.
-    bounds: Option<(Vec<i64>, HashSet<String>)>,
+    bounds: Option<(Vec<i64>, Vec<(String, bool)>)>,
     step_at: Instant,
     since: Instant,
     fit_at: Instant,
@@ -96,17 +96,13 @@ impl PollingSource {
             return Ok(());
         }
         let limit = self.session.answer_timeout();
-        let lockers = async |source: &mut Self| -> Result<HashSet<String>, Error> {
-            let asked = sqlx::query_scalar::<_, String>(polling.statements.lockers.clone())
-                .fetch_all(source.session.connection()?);
-            let asked = answer(limit, "ask who writes to the table", asked).await?;
-            Ok(asked.into_iter().collect())
-        };
         self.session.begin(&polling.statements.open).await?;
         let bounds = polling.memory(|memory| memory.passing.bounds.clone());
-        let now = lockers(self).await?;
+        let now = self.session.writers(&polling.statements.lockers).await?;
+        // a prepared transaction may be any of those who wrote then, under a new name
+        let may_write = |writer: &(String, bool)| now.iter().any(|it| it.1 || it.0 == writer.0);
         if let Some((bounds, writers)) = bounds
-            && writers.is_disjoint(&now)
+            && !writers.iter().any(may_write)
         {
             let places = polling.memory(|memory| memory.passing.places.clone());
             let lanes: Vec<i32> = (0..).take(places.len()).collect();
@@ -150,7 +146,7 @@ impl PollingSource {
                 .bind(i32::try_from(lanes).unwrap_or(i32::MAX))
                 .fetch_all(self.session.connection()?);
             let bounds = answer(limit, "ask for the last rows", last).await?;
-            let writers = lockers(self).await?;
+            let writers = self.session.writers(&polling.statements.lockers).await?;
             polling.memory(|memory| memory.passing.bounds = Some((bounds, writers)));
         }
         self.session.end("commit").await

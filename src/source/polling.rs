@@ -10,7 +10,9 @@
 //! - An aggregate's rows are claimed by one transaction at a time, whichever relay it belongs to:
 //!   all of them are in one lane, and the lane's row is locked first.
 //! - Within a batch they come in `seq` order without a gap. A row that a foreign transaction has
-//!   locked makes a gap; the count notices, and the rows of its aggregate behind it are put aside.
+//!   locked would make one: the claim fails on it, and those of the next two seconds pass over such rows
+//!   instead and count; the rows of its aggregate behind it are put aside.
+//! - Claims begin behind what `settled` knows to be settled.
 //! - Aggregates that wait behind a parked row are named in the batch, read after the lock.
 //!
 //! **Failures.** Any error closes the connection, so the claim is gone and its rows are free. What
@@ -33,11 +35,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::barrier::Barrier;
+use super::claiming::Filter;
 use super::decode::Place;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
 use super::passing::Passing;
 use super::session::{Session, answer};
+use super::settled::{Closing, Parts, begin_anew};
 use super::sql::Statements;
 use super::{Batch, Error, Judged, Next, Source};
 use crate::config::Database;
@@ -48,6 +52,9 @@ use crate::settle::Verdict;
 
 /// How long the claims pass over what waited when the worker asked, before it must ask again.
 const WAITING_LOOK: Duration = Duration::from_millis(500);
+
+/// How long every claim minds rows that somebody else has locked, after one was met: it asks twice then.
+const CAREFUL: Duration = Duration::from_secs(2);
 
 /// What the workers of one outbox share in this process.
 #[derive(Debug)]
@@ -80,6 +87,10 @@ pub(super) struct Memory {
     pub(super) locked: HashMap<String, Instant>,
     /// How far claims need not look while topics are paused.
     pub(super) passing: Passing,
+    /// What is known of the numbers that were drawn.
+    pub(super) closing: Closing,
+    /// Until when rows that somebody else has locked are to be expected.
+    pub(super) careful_until: Instant,
     pub(super) parked_after: Instant,
     /// Whether a sweep of everything found nothing; only heeded when running until empty.
     pub(super) empty: bool,
@@ -120,11 +131,14 @@ impl Polling {
         let now = Instant::now();
         let lanes_count = lanes;
         let passing = Passing::new(lanes, now);
+        let closing = Closing::new(lanes, now);
         let lanes = Lanes::new(lanes, limits, now);
         let memory = Memory {
             lanes,
             locked: HashMap::new(),
             passing,
+            closing,
+            careful_until: now,
             parked_after: now,
             empty: false,
             leave: false,
@@ -220,14 +234,21 @@ pub struct Receipt {
 
 #[derive(Debug)]
 enum Origin {
-    /// The place of each event's row.
-    Outbox(Vec<Place>),
+    /// The place of each event's row, and what was taken of each lane.
+    Outbox(Vec<Place>, Option<Parts>),
     /// The parked row of each event, and its aggregate.
     Parked(Vec<(i64, String)>),
 }
 
-/// Lanes that were taken, and those of them with parked rows somebody decided about.
-type Taken = (Vec<i32>, Vec<i32>);
+/// What was taken.
+#[derive(Debug, Default)]
+struct Taken {
+    lanes: Vec<i32>,
+    /// How far each is settled.
+    settled: HashMap<i32, i64>,
+    /// Those with parked rows somebody decided about.
+    decided: Vec<i32>,
+}
 
 /// What became of a claim.
 #[derive(Debug)]
@@ -238,6 +259,8 @@ enum Claim {
     Nothing,
     /// Parked rows were dealt with; what they held back was not looked at yet.
     Settled,
+    /// Somebody else has a row locked, which the next attempt minds.
+    Again,
 }
 
 /// Lanes this process holds; given back when dropped, whatever happened.
@@ -329,7 +352,7 @@ impl PollingSource {
         let (poll, rows) = match claim {
             Ok(Claim::Batch(batch)) if self.full => (Poll::Full, batch.events.len()),
             Ok(Claim::Batch(batch)) => (Poll::Partial, batch.events.len()),
-            Ok(Claim::Nothing | Claim::Settled) => (Poll::Empty, 0),
+            Ok(Claim::Nothing | Claim::Settled | Claim::Again) => (Poll::Empty, 0),
             Err(_) => (Poll::Error, 0),
         };
         tally.polled(poll, rows, began.elapsed());
@@ -357,13 +380,18 @@ impl PollingSource {
             counted: 0,
         };
         self.full = false;
-        let Some((lanes, decided)) = self.take_lanes(&offer).await? else {
+        let Some(taken) = self.take_lanes(&offer).await? else {
             held.lanes.clear();
             held.sweeping = false;
             polling.memory(|memory| memory.lanes.paused(&offer, Instant::now()));
             self.session.end("rollback").await?;
             return Ok(Claim::Nothing);
         };
+        let Taken {
+            lanes,
+            settled,
+            decided,
+        } = taken;
         held.taken(&lanes);
         if let Some((tally, _)) = &self.watched {
             let taken = u64::try_from(lanes.len()).unwrap_or(0);
@@ -404,8 +432,28 @@ impl PollingSource {
                 .map(|lane| memory.lanes.rows_of(*lane, lanes.len()).min(rows_max))
                 .collect::<Vec<_>>()
         });
+        self.look_what_is_closed().await?;
+        let since = self.session.process_since();
+        let (careful, closed) = polling.memory(|memory| {
+            let careful = filter.is_some() || Instant::now() < memory.careful_until;
+            (
+                careful,
+                since.and_then(|since| memory.closing.closed(since)),
+            )
+        });
+        let settled_of = |lane: i32| settled.get(&lane).copied();
+        let places = Filter::places(filter.as_ref(), &lanes, settled_of);
         held.claiming = true;
-        let mut rows = self.claim_rows(&lanes, &asked, filter.as_ref()).await?;
+        let claimed = self.claim_rows(&lanes, &asked, &places, filter.as_ref(), careful);
+        let mut rows = match claimed.await {
+            Err(error) if !careful && error.code() == Some("55P03") => {
+                held.claiming = false;
+                polling.memory(|memory| memory.careful_until = Instant::now() + CAREFUL);
+                self.session.end("rollback").await?;
+                return Ok(Claim::Again);
+            }
+            claimed => claimed?,
+        };
         held.claiming = false;
         let came = rows.came(&lanes, &asked);
         self.full = came.iter().any(|lane| lane.came >= lane.asked);
@@ -417,9 +465,17 @@ impl PollingSource {
             }
         });
         held.sweeping = false;
-        if !makes(Mistake::NoLaneLock) {
-            self.put_locked_aside(&mut rows.rows, filter.as_ref())
-                .await?;
+        let mut passed = HashMap::new();
+        if careful && !makes(Mistake::NoLaneLock) {
+            let place_of = |lane: i32| {
+                let place = lanes.iter().zip(&places).find(|(it, _)| **it == lane);
+                place.map_or(i64::MIN, |(_, place)| *place)
+            };
+            let aside = self.put_locked_aside(&mut rows.rows, place_of, filter.as_ref());
+            passed = aside.await?;
+            if !passed.is_empty() {
+                polling.memory(|memory| memory.careful_until = Instant::now() + CAREFUL);
+            }
         }
         if makes(Mistake::SeqCursor) {
             rows.rows.retain(|row| is_news(row.event.seq));
@@ -430,6 +486,12 @@ impl PollingSource {
         }
         let held_keys = self.held_keys(&rows.rows).await?;
         failpoint("claim_after");
+        // what a filter passes over is not settled
+        let parts = closed.filter(|_| filter.is_none()).map(|closed| {
+            Parts::of(&rows.rows, closed, settled_of, |lane| {
+                passed.get(&lane).copied()
+            })
+        });
         let (places, events) = rows
             .rows
             .into_iter()
@@ -437,7 +499,7 @@ impl PollingSource {
             .unzip();
         let receipt = Receipt {
             held,
-            origin: Origin::Outbox(places),
+            origin: Origin::Outbox(places, parts),
         };
         Ok(Claim::Batch(Batch {
             events,
@@ -484,13 +546,14 @@ impl PollingSource {
                 return Ok(None);
             }
         }
-        let (mut lanes, mut decided) = (Vec::with_capacity(rows.len()), Vec::new());
+        let mut taken = Taken::default();
         for row in rows {
-            let read = || -> Result<(i32, Option<String>, bool, i64), sqlx::Error> {
+            let read = || -> Result<(i32, Option<String>, bool, i64, Option<i64>), sqlx::Error> {
                 let (lane, routing) = (row.try_get(0)?, row.try_get(1)?);
-                Ok((lane, routing, row.try_get(2)?, row.try_get(3)?))
+                let (is_decided, count) = (row.try_get(2)?, row.try_get(3)?);
+                Ok((lane, routing, is_decided, count, row.try_get(5)?))
             };
-            let (lane, routing, is_decided, count) =
+            let (lane, routing, is_decided, count, settled) =
                 read().map_err(|error| Error::statement("read the lanes", error))?;
             if count != i64::from(self.polling.lanes_count) {
                 return Err(Error::Lanes {
@@ -507,19 +570,26 @@ impl PollingSource {
                         theirs,
                     });
                 }
-                _ => lanes.push(lane),
+                _ => taken.lanes.push(lane),
+            }
+            if let Some(settled) = settled {
+                taken.settled.insert(lane, settled);
             }
             if is_decided {
-                decided.push(lane);
+                taken.decided.push(lane);
             }
         }
-        Ok(Some((lanes, decided)))
+        Ok(Some(taken))
     }
 
     async fn settle_all(&mut self, receipt: &Receipt, judged: &Judged<'_>) -> Result<(), Error> {
         failpoint("settle_before");
+        let mut parts = None;
         match &receipt.origin {
-            Origin::Outbox(places) => self.settle_outbox(places, judged).await?,
+            Origin::Outbox(places, taken) => {
+                self.settle_outbox(places, judged).await?;
+                parts = taken.as_ref();
+            }
             Origin::Parked(rows) => {
                 let state = |verdict| match verdict {
                     &Verdict::Done => Some(("done", None)),
@@ -540,7 +610,8 @@ impl PollingSource {
             }
         }
         failpoint("settle_before_commit");
-        self.session.end("commit").await?;
+        self.commit_settled(parts, judged.events, judged.verdicts)
+            .await?;
         failpoint("settle_after_commit");
         Ok(())
     }
@@ -588,13 +659,21 @@ impl Source for PollingSource {
                     self.polled(&claim, began);
                     match claim {
                         Ok(Claim::Batch(batch)) => return Ok(Next::Batch(batch)),
-                        Ok(Claim::Nothing) if sweep => polling.memory(|memory| {
-                            memory.empty = memory.lanes.at_rest();
-                            if memory.empty && polling.until_empty {
+                        Ok(Claim::Nothing) if sweep => {
+                            let empty = polling.memory(|memory| memory.lanes.at_rest());
+                            // before it ends, what somebody put back is found
+                            if empty
+                                && polling.until_empty
+                                && begin_anew(&mut self.session, &polling).await? > 0
+                            {
+                                continue;
+                            }
+                            polling.memory(|memory| memory.empty = empty);
+                            if empty && polling.until_empty {
                                 polling.wake.notify_waiters();
                             }
-                        }),
-                        Ok(Claim::Nothing | Claim::Settled) => {}
+                        }
+                        Ok(Claim::Nothing | Claim::Settled | Claim::Again) => {}
                         Err(error) => {
                             self.session.discard();
                             return Err(error);
@@ -666,6 +745,7 @@ mod tests {
             retry_backoff_max: SECOND,
             drain_timeout: SECOND,
             sample_interval: Duration::from_secs(2),
+            sweep_interval: Duration::from_secs(60),
         };
         let settings = Settings {
             outbox: name.to_string(),

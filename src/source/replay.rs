@@ -30,6 +30,8 @@ pub struct Chosen {
     pub event_types: Vec<String>,
     /// Ids of events.
     pub ids: Vec<Uuid>,
+    /// Of those rows, in their order, this one and what follows it.
+    pub from: Option<Uuid>,
 }
 
 /// A row that was chosen, as far as routing needs it.
@@ -191,6 +193,7 @@ impl Replayer {
         let ids: Vec<String> = chosen.ids.iter().map(Uuid::to_string).collect();
         let filter = serde_json::json!({
             "since_s": chosen.since_s, "keys": chosen.keys, "event_types": chosen.event_types, "ids": ids,
+            "from": chosen.from.map(|id| id.to_string()),
         });
         let outbox = self.outbox.table.to_string();
         let connection = self.session.begin(&self.open).await?;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::layout::{has_headers_and_topic, literal, quote_table};
 use super::session::{Session, answer};
-use super::sql::{Timeouts, begin, lane_of};
+use super::sql::{Timeouts, begin, drawn, lane_of, settled};
 use crate::config::{Database, Layout, TableName};
 use crate::ops::{as_f64, unix_us};
 use crate::route::Kind;
@@ -101,6 +101,14 @@ impl Sql {
             true => "t.topic::text",
             false => "null::text",
         };
+        let drawn = drawn(&rows);
+        // behind what is settled, as the claims do
+        let lanes = format!(
+            "(select l.lane, coalesce({settled}, ({least})::int8) as place
+                from outbox_relay.lane l cross join drawn d where l.outbox = {outbox} offset 0) l",
+            settled = settled("l"),
+            least = i64::MIN,
+        );
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
         let timeouts = Timeouts {
             statement_ms,
@@ -162,26 +170,27 @@ impl Sql {
             // number, the oldest. Plan: one index scan a lane, hashed as it comes. No locks: a row
             // that is being published waits still.
             heads: sql(format!(
-                "select x.lane, x.aggregate_type, x.event_type, x.topic, count(*),
+                "with {drawn}
+                 select x.lane, x.aggregate_type, x.event_type, x.topic, count(*),
                         min(x.seq), max(x.seq), extract(epoch from min(x.created_at))::float8
-                   from generate_series(0, {last}) as l (lane)
+                   from {lanes}
                   cross join lateral
                         (select l.lane, t.aggregate_type::text as aggregate_type,
                                 t.event_type::text as event_type, {own_topic} as topic, t.seq, t.created_at
                            from {rows} t
-                          where {pending} and {lane} = l.lane
+                          where {pending} and {lane} = l.lane and t.seq > l.place
                           order by t.seq
                           limit $1) x
-                  group by 1, 2, 3, 4",
-                last = lanes - 1
+                  group by 1, 2, 3, 4"
             )),
 
             // The last waiting number of each lane. Plan: one probe a lane.
             ends: sql(format!(
-                "select l.lane, (select t.seq from {rows} t where {pending} and {lane} = l.lane
+                "with {drawn}
+                 select l.lane, (select t.seq from {rows} t
+                                  where {pending} and {lane} = l.lane and t.seq > l.place
                                   order by t.seq desc limit 1)
-                   from generate_series(0, {last}) as l (lane)",
-                last = lanes - 1
+                   from {lanes}"
             )),
 
             // The first $1 parked rows of each state, by reason. Plan: an index scan for each, of the
@@ -340,7 +349,7 @@ fn read_heads(
 }
 
 /// How long ago `created_s` was. A row without a time, or with one to come, has just been inserted.
-fn age(created_s: Option<f64>, now_us: i64) -> Duration {
+pub(super) fn age(created_s: Option<f64>, now_us: i64) -> Duration {
     let now_s = Duration::from_micros(u64::try_from(now_us).unwrap_or(0)).as_secs_f64();
     let age = created_s.map_or(0.0, |created| now_s - created);
     Duration::try_from_secs_f64(age).unwrap_or_default()

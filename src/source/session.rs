@@ -9,7 +9,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlSafeStr as _, SqlStr};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row as _, SqlSafeStr as _, SqlStr};
+use tokio::time::Instant;
 
 use super::error::{Cause, Error};
 use crate::config::Database;
@@ -26,6 +27,8 @@ pub(super) struct Session {
     keeps_statements: bool,
     connection: Option<PgConnection>,
     in_transaction: bool,
+    /// The server process that the last transaction was on, and since when it is known.
+    process: Option<(i32, Instant)>,
 }
 
 impl Session {
@@ -41,7 +44,14 @@ impl Session {
             keeps_statements: database.prepared_statements,
             connection: None,
             in_transaction: false,
+            process: None,
         })
+    }
+
+    /// Gives it another name in `pg_stat_activity` than that of the relays.
+    pub(super) fn called(mut self, name: &str) -> Self {
+        self.options = self.options.application_name(name);
+        self
     }
 
     /// Connects if need be and begins a transaction by `open`. One that was left open, by a batch
@@ -61,10 +71,27 @@ impl Session {
             // it. Behind a pooler those of other clients would be met: in one transaction all are ours.
             false => AssertSqlSafe(format!("{} deallocate all;", open.as_str())).into_sql_str(),
         };
-        let connection = self.connection()?;
-        let begun = sqlx::raw_sql(open).execute(&mut *connection);
-        answer(limit, doing, begun).await?;
+        let begun = sqlx::raw_sql(open).fetch_optional(self.connection()?);
+        let begun = answer(limit, doing, begun).await?;
+        if let Some(process) = begun.and_then(|row| row.try_get::<i32, _>(0).ok())
+            && self.process.is_none_or(|(known, _)| known != process)
+        {
+            self.process = Some((process, Instant::now()));
+        }
         self.connection()
+    }
+
+    /// Since when the server process of the transaction has been known, if it told which it is: it has
+    /// not crashed since then. Behind a pooler each transaction may have another.
+    pub(super) fn process_since(&self) -> Option<Instant> {
+        self.process.map(|(_, since)| since)
+    }
+
+    /// The transactions that `lockers` names, and whether they are prepared ones.
+    pub(super) async fn writers(&mut self, lockers: &SqlStr) -> Result<Vec<(String, bool)>, Error> {
+        let limit = self.answer_timeout();
+        let writers = sqlx::query_as(lockers.clone()).fetch_all(self.connection()?);
+        answer(limit, "ask who writes to the table", writers).await
     }
 
     /// Ends the transaction.
@@ -72,6 +99,15 @@ impl Session {
         let limit = self.answer_timeout;
         let ended = sqlx::raw_sql(statement).execute(self.connection()?);
         answer(limit, statement, ended).await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+
+    /// Ends the transaction by statements of the caller's, of which the last does.
+    pub(super) async fn end_by(&mut self, statements: String) -> Result<(), Error> {
+        let limit = self.answer_timeout;
+        let ended = sqlx::raw_sql(AssertSqlSafe(statements)).execute(self.connection()?);
+        answer(limit, "say what is settled, and commit", ended).await?;
         self.in_transaction = false;
         Ok(())
     }
@@ -92,6 +128,7 @@ impl Session {
             };
             self.connection = Some(connection);
             self.in_transaction = false;
+            self.process = None;
         }
         self.connection()
     }

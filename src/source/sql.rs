@@ -17,11 +17,15 @@ pub(super) struct Statements {
     pub(super) open: SqlStr,
     pub(super) lanes: SqlStr,
     pub(super) claim: Filtered,
+    pub(super) claim_all: SqlStr,
     pub(super) count: Filtered,
     pub(super) skipped: Filtered,
     pub(super) fronts: SqlStr,
     pub(super) last: SqlStr,
+    pub(super) drawn: SqlStr,
     pub(super) lockers: SqlStr,
+    pub(super) below: SqlStr,
+    pub(super) begin_anew: SqlStr,
     pub(super) passed: SqlStr,
     pub(super) held: SqlStr,
     pub(super) finish: SqlStr,
@@ -97,13 +101,30 @@ impl Statements {
             "convert_to(o.payload::text, 'UTF8')"
         };
         let moved = |column: &str| column.replace("t.", "o.");
-        // $3 aggregates, $4 to $6 kinds: aggregate type, event type, own topic. Behind those: the last row
-        // of each lane that need not be looked at
+        // $4 aggregates, $5 to $7 kinds: aggregate type, event type, own topic
         let waits = format!(
-            "and coalesce(t.aggregate_id::text, '') <> all ($3::text[])
+            "and coalesce(t.aggregate_id::text, '') <> all ($4::text[])
              and (t.aggregate_type::text, t.event_type::text, coalesce({own_topic}, '')) not in
-                 (select * from unnest($4::text[], $5::text[], $6::text[]))"
+                 (select * from unnest($5::text[], $6::text[], $7::text[]))"
         );
+        let claim = |waits: &str, locked: &str| {
+            format!(
+                "select x.*,
+                        (select exists (select from outbox_relay.parked p
+                          where p.outbox = {outbox} and p.state <> 'dead')) as holding
+                   from unnest($1::int4[], $2::int4[], $3::int8[]) as l (lane, rows_max, place)
+                  cross join lateral
+                        (select l.lane, t.seq, t.tableoid, t.ctid, t.id, t.aggregate_type::text,
+                                t.aggregate_id::text, t.event_type::text, {payload},
+                                {own_headers}, {own_topic}, t.created_at
+                           from {rows} t
+                          where {pending} and {lane} = l.lane and t.seq > l.place {waits}
+                          order by t.seq
+                          limit l.rows_max
+                            for update {locked}) x"
+            )
+        };
+        let settled = settled("l");
         // one that the tests must notice: see `ops::mistake`
         let (lock_lanes, these) = (
             if makes(Mistake::NoLaneLock) {
@@ -136,6 +157,7 @@ impl Statements {
             // The formats: each changes the bytes that a payload or an id is printed as.
             // `tcp_user_timeout`: a relay that froze while Postgres is sending to it is `active`,
             // and neither idle nor statement time-out would free its locks.
+            // Which process it is, because what is known of the table may end with it: see `settled`.
             open: sql(begin(
                 timeouts,
                 "set local enable_seqscan = off;
@@ -145,97 +167,81 @@ impl Statements {
                  set local datestyle = 'ISO, MDY';
                  set local intervalstyle = 'postgres';
                  set local extra_float_digits = 1;
-                 set local bytea_output = 'hex';",
+                 set local bytea_output = 'hex';
+                 select pg_backend_pid();",
             )),
 
             // Takes up to $3 of the lanes $1, the first of them first: those that are free and, if
             // $2, have work. Locks the lane rows it returns and no other. Counts all there are: whoever
             // counts on another number would claim the rows of lanes it does not hold. Says what somebody
-            // paused: an empty topic is the whole outbox.
+            // paused: an empty topic is the whole outbox. And how far each lane is settled, which a row
+            // that waited for its lock shows as it is then.
             // Plan: index scan of the lanes; for `has work` one probe of the lane index a lane. Not
             // `exists`: under an `or` the planner hashes its whole subquery, the whole backlog
             // (4 s for a million rows); a scalar subquery is run as written.
             lanes: sql(format!(
-                "select l.lane, o.routing,
+                "with {drawn}
+                 select l.lane, o.routing,
                         exists (select from outbox_relay.parked p
                                  where p.outbox = {outbox} and p.state in ('retry', 'skip')
                                    and (p.hash & {mask}) = l.lane) as decided,
                         (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes,
-                        array(select u.topic from outbox_relay.pause u where u.outbox = {outbox}) as paused
+                        array(select u.topic from outbox_relay.pause u where u.outbox = {outbox}) as paused,
+                        {settled}
                    from outbox_relay.lane l
                    join outbox_relay.outbox o on o.name = l.outbox
+                  cross join drawn d
                   where l.outbox = {outbox} and l.lane = any ($1::int4[])
                     and (not $2
                          or (select true from {rows} t
-                              where {pending} and {lane} = l.lane limit 1)
+                              where {pending} and {lane} = l.lane
+                                and t.seq > coalesce({settled}, ({least})::int8) limit 1)
                          or (select true from outbox_relay.parked p
                               where p.outbox = {outbox} and p.state in ('retry', 'skip')
                                 and (p.hash & {mask}) = l.lane limit 1))
                   order by array_position($1, l.lane)
-                  limit $3 {lock_lanes}"
+                  limit $3 {lock_lanes}",
+                drawn = drawn(&rows),
+                least = i64::MIN,
             )),
 
-            // Claims the oldest pending rows of each lane $1, at most $2 of it. A second statement
+            // Claims the oldest pending rows of each lane $1, at most $2 of it, behind $3: the lane is
+            // settled that far, or all rows up to there wait. A second statement
             // after the lanes' lock, so that its snapshot has all the last holder committed.
             // `lateral`, because `lane = any (…) order by seq` has no index that gives its order.
             // Also says whether any aggregate of this outbox waits behind a parked row.
             // Plan: one index scan a lane, no sort. Locks the rows it returns; what a foreign
             // transaction has locked is passed over, which `count` notices.
-            claim: filtered(&|waits| {
-                let (places, place, after) = if waits.is_empty() {
-                    ("", "", "")
-                } else {
-                    (", $7::int8[]", ", place", "and t.seq > l.place")
-                };
-                format!(
-                    "select x.*,
-                            (select exists (select from outbox_relay.parked p
-                              where p.outbox = {outbox} and p.state <> 'dead')) as holding
-                       from unnest($1::int4[], $2::int4[]{places}) as l (lane, rows_max{place})
-                      cross join lateral
-                            (select l.lane, t.seq, t.tableoid, t.ctid, t.id, t.aggregate_type::text,
-                                    t.aggregate_id::text, t.event_type::text, {payload},
-                                    {own_headers}, {own_topic}, t.created_at
-                               from {rows} t
-                              where {pending} and {lane} = l.lane {after} {waits}
-                              order by t.seq
-                              limit l.rows_max
-                                for update skip locked) x"
-                )
-            }),
+            claim: filtered(&|waits| claim(waits, "skip locked")),
 
-            // How many pending rows each lane $1 has up to seq $2: more than were claimed means
+            // The same, where no foreign transaction has a row locked, as a rule: it fails on one, and so
+            // needs no `count`.
+            claim_all: sql(claim("", "nowait")),
+
+            // How many pending rows each lane $1 has up to seq $2, behind $3: more than were claimed means
             // that a locked one was passed over. Later than the claim's snapshot, so it may also
             // count a row that was committed since; that only makes the relay look closer.
             // Plan: one index scan a lane over the rows just read. No locks.
             count: filtered(&|waits| {
-                let (places, place, after) = if waits.is_empty() {
-                    ("", "", "")
-                } else {
-                    (", $7::int8[]", ", place", "and t.seq > l.place")
-                };
                 format!(
                     "select l.lane, c.rows
-                       from unnest($1::int4[], $2::int8[]{places}) as l (lane, seq_max{place})
+                       from unnest($1::int4[], $2::int8[], $3::int8[]) as l (lane, seq_max, place)
                       cross join lateral
                             (select count(*) as rows
                                from {rows} t
-                              where {pending} and {lane} = l.lane and t.seq <= l.seq_max {after} {waits}) c"
+                              where {pending} and {lane} = l.lane and t.seq <= l.seq_max
+                                and t.seq > l.place {waits}) c"
                 )
             }),
 
-            // The rows of lane $1 up to seq $2 that are pending and were not claimed: the ones
-            // passed over, each with its aggregate. $7 are the claimed.
+            // The rows of lane $1 up to seq $2 and behind $3 that are pending and were not claimed: the
+            // ones passed over, each with its aggregate. The last argument are the claimed.
             skipped: filtered(&|waits| {
-                let (claimed, after) = if waits.is_empty() {
-                    ("$3", "")
-                } else {
-                    ("$7", "and t.seq > ($8::int8[])[1]")
-                };
+                let claimed = if waits.is_empty() { "$4" } else { "$8" };
                 format!(
                     "select t.seq, coalesce(t.aggregate_id::text, '')
                        from {rows} t
-                      where {pending} and {lane} = $1 and t.seq <= $2 {after} {waits}
+                      where {pending} and {lane} = $1 and t.seq <= $2 and t.seq > $3 {waits}
                         and t.seq <> all ({claimed}::int8[])
                       order by t.seq"
                 )
@@ -257,14 +263,40 @@ impl Statements {
                 least = i64::MIN
             )),
 
-            // Whose transactions have written to the table, or are about to, but for this one.
+            // The last number drawn, and the file of the sequence; nulls where the relay may not read
+            // it. No locks that anybody waits for.
+            drawn: sql(format!(
+                "with {drawn} select d.sequence[1], d.sequence[2] from drawn d",
+                drawn = drawn(&rows)
+            )),
+
+            // Whose transactions have written to the table, or are about to, but for this one, and
+            // whether they are prepared ones: those go under another name than before.
             lockers: sql(format!(
-                "select distinct k.virtualtransaction from pg_locks k
+                "select k.virtualtransaction, bool_or(k.pid is null)
+                   from pg_locks k
                   where k.locktype = 'relation' and k.mode = 'RowExclusiveLock'
                     and k.relation = {regclass}::regclass
                     and k.database = (select d.oid from pg_database d where d.datname = current_database())
-                    and k.pid is distinct from pg_backend_pid()",
+                    and k.pid is distinct from pg_backend_pid()
+                  group by 1",
                 regclass = literal(&rows)
+            )),
+
+            // The lanes that have a pending row where they are said to be settled. One snapshot sees the
+            // row and what is said, so it is one that somebody put back. Plan: one index scan a lane,
+            // from its very beginning.
+            below: sql(format!(
+                "select l.lane from outbox_relay.lane l
+                  where l.outbox = {outbox} and l.settled_seq is not null
+                    and (select true from {rows} t
+                          where {pending} and {lane} = l.lane and t.seq <= l.settled_seq limit 1)"
+            )),
+
+            // Lets the claims of the lanes $1 begin at the very beginning. Waits for whoever holds them.
+            begin_anew: sql(format!(
+                "update outbox_relay.lane set settled_seq = null, settled_file = null
+                  where outbox = {outbox} and lane = any ($1::int4[])"
             )),
 
             // How far the rows of each lane $1 behind $2 and up to $3 are all of the kinds $4 to $6, as
@@ -441,6 +473,44 @@ impl Statements {
             )),
         }
     }
+}
+
+/// `drawn`, to put before a statement: the last number of the sequence of `rows`, and the file of the
+/// sequence; null where the relay may not read it. It is read once, however many lanes there are.
+pub(super) fn drawn(rows: &str) -> String {
+    format!(
+        "drawn as materialized (
+           select (select array[pg_sequence_last_value(s.oid), pg_relation_filenode(s.oid)::int8]
+                     from pg_catalog.pg_class s
+                    where s.oid = pg_get_serial_sequence({table}, 'seq')::regclass
+                      and has_sequence_privilege(s.oid, 'usage, select')) as sequence)",
+        table = literal(rows)
+    )
+}
+
+/// How far the lane row `lane` says that it is settled, if that holds still, by `drawn` as `d`: a sequence
+/// that was restarted or set back gives those numbers again.
+pub(super) fn settled(lane: &str) -> String {
+    format!(
+        "case when {lane}.settled_file = d.sequence[2] and {lane}.settled_seq <= d.sequence[1]
+              then {lane}.settled_seq end"
+    )
+}
+
+/// Says, behind the settling of the rows, how far each of `lanes` of `outbox` is settled, by numbers of the
+/// sequence with `file`; the rest ends the transaction. One simple query, so no round trip more.
+pub(super) fn settle_lanes(outbox: &str, lanes: &[(i32, i64)], file: i64) -> String {
+    let values: Vec<String> = (lanes.iter())
+        .map(|(lane, seq)| format!("({lane}, ({seq})::int8)"))
+        .collect();
+    format!(
+        "update outbox_relay.lane l set settled_seq = v.seq, settled_file = {file}
+           from (values {values}) as v (lane, seq)
+          where l.outbox = {outbox} and l.lane = v.lane;
+         commit",
+        outbox = literal(outbox),
+        values = values.join(", "),
+    )
 }
 
 /// What begins a transaction of the relay's: under these time-outs, and further settings.

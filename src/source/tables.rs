@@ -46,7 +46,9 @@ pub async fn known_tables(
     let connection = session.connect().await?;
     // Plan: the catalogue alone.
     let doing = "look for the relay's tables";
-    let there = sqlx::query_as::<_, (bool, i64)>(
+    // as simple queries: there is no transaction, and a pooler may give each message of a prepared
+    // statement to another server process
+    let there = sqlx::raw_sql(
         "select count(*) = 2,
                 (select count(*) from pg_catalog.pg_stat_activity a
                   where a.datname = pg_catalog.current_database() and a.application_name = 'outbox-relay'
@@ -55,8 +57,10 @@ pub async fn known_tables(
            join pg_catalog.pg_namespace n on n.oid = c.relnamespace
           where n.nspname = 'outbox_relay' and c.relname in ('outbox', 'lane')",
     );
-    let there = there.persistent(false).fetch_one(&mut *connection);
-    let (migrated, relay_connections) = answer(limit, doing, there).await?;
+    let there = answer(limit, doing, there.fetch_one(&mut *connection)).await?;
+    let read = || Ok((there.try_get(0)?, there.try_get(1)?));
+    let (migrated, relay_connections) =
+        read().map_err(|error: sqlx::Error| Error::statement(doing, error))?;
     let mut known = KnownTables {
         migrated,
         relay_connections,
@@ -67,7 +71,7 @@ pub async fn known_tables(
     }
     // Plan: a probe of each catalogue an outbox; they are few.
     let doing = "read the outboxes";
-    let rows = sqlx::query(
+    let rows = sqlx::raw_sql(
         "select o.name, n.nspname::text, c.relname::text,
                 (select count(*) from outbox_relay.lane l where l.outbox = o.name)::int4,
                 (select count(*) from pg_catalog.pg_attribute a
@@ -78,8 +82,7 @@ pub async fn known_tables(
              on n.nspname || '.' || c.relname = o.name
           order by 1",
     );
-    let rows = rows.persistent(false).fetch_all(&mut *connection);
-    let rows = answer(limit, doing, rows).await?;
+    let rows = answer(limit, doing, rows.fetch_all(&mut *connection)).await?;
     let read = |row: &PgRow| -> Result<KnownTable, sqlx::Error> {
         let (schema, table): (Option<String>, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
         let native: Option<bool> = row.try_get(4)?;

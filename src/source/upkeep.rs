@@ -1,4 +1,5 @@
-//! What an outbox needs now and then: marked rows that are old enough go, parked rows whose front was
+//! What an outbox needs now and then: rows that were put back where claims do not look are found, marked
+//! rows that are old enough go, parked rows whose front was
 //! deleted by hand go on, and parked rows that nothing waits for go when they are old enough and
 //! somebody said how old that is.
 
@@ -8,6 +9,7 @@ use std::time::Duration;
 use super::error::Error;
 use super::polling::Polling;
 use super::session::{Session, answer};
+use super::settled::begin_anew;
 use super::sql::Statements;
 use crate::config::{Database, OnPublished, Outbox};
 use crate::ops::{Progress, Step};
@@ -24,6 +26,7 @@ pub(super) const PURGE_PAUSE: Duration = Duration::from_millis(50);
 pub struct Upkeep {
     session: Session,
     polling: Arc<Polling>,
+    sweep_interval: Duration,
     retention: Option<Duration>,
     parked_retention: Option<Duration>,
     /// Whether a dead-letter topic must have taken a parked row before it goes.
@@ -46,6 +49,7 @@ impl Upkeep {
     /// The database URL is none.
     pub fn new(
         database: &Database,
+        sweep_interval: Duration,
         outbox: &Outbox,
         polling: &Arc<Polling>,
     ) -> Result<Self, Error> {
@@ -53,6 +57,7 @@ impl Upkeep {
         Ok(Self {
             session: Session::new(database)?,
             polling: Arc::clone(polling),
+            sweep_interval,
             retention: outbox.retention.filter(|_| marks),
             parked_retention: outbox.parked_retention,
             dead_letters: outbox.dead_letter_topic.is_some(),
@@ -65,10 +70,10 @@ impl Upkeep {
     pub fn pause(&self) -> Duration {
         const LONGEST: Duration = Duration::from_secs(600);
         const SHORTEST: Duration = Duration::from_secs(1);
-        const USUAL: Duration = Duration::from_secs(60);
         let kept = [self.retention, self.parked_retention];
         let kept = kept.into_iter().flatten().min();
-        kept.map_or(USUAL, |kept| (kept / 20).clamp(SHORTEST, LONGEST))
+        let often = kept.map_or(LONGEST, |kept| (kept / 20).clamp(SHORTEST, LONGEST));
+        often.min(self.sweep_interval)
     }
 
     /// Tends the outbox once.
@@ -88,6 +93,7 @@ impl Upkeep {
         let sweep = sqlx::query(statements.parked_sweep.clone()).execute(connection);
         answer(limit, "let parked rows without a front go on", sweep).await?;
         self.session.end("commit").await?;
+        begin_anew(&mut self.session, &self.polling).await?;
         Ok(Tended {
             purged: self.purge(&statements, progress).await?,
             dropped: self.drop_parked(&statements, progress).await?,

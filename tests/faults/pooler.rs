@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::postgres_scene::{LONG, ROWS_MAX, WORKERS};
+use crate::operating::{SOON, audited, ends, native};
 use crate::support::outbox::{Outbox, parked};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::relay::Setup;
-use crate::support::writers::Load;
+use crate::support::writers::{Load, one};
 use crate::support::{self, World, eventually, topic_of};
 
 /// Fewer than the workers of two relays.
@@ -56,6 +57,55 @@ fn relays_behind_a_transaction_pooler_share_its_connections_and_keep_every_promi
             relay.stop().await;
         }
         assert_eq!(parked(world).await, 0);
+        world.check(&ledger).await.assert_clean(0);
+    });
+}
+
+#[test]
+fn the_commands_of_an_operator_work_through_such_a_pooler() {
+    support::run(async |world| {
+        let bouncer = bouncer(world).await;
+        let outbox = native("outbox");
+        let (_, aggregate_type) = outbox.prepare(world).await;
+        let setup =
+            || through(world, &outbox, &bouncer).set("database", "prepared_statements", "false");
+        // it keeps the server processes busy, and leaves its statements in them
+        let relay = setup().run();
+        let mut load = Load::of(&aggregate_type);
+        load.rate = Some(300.0);
+        load.events = 1_200;
+        let topic = topic_of(&aggregate_type);
+        let load = load.start(world, &outbox).await;
+        let setup = setup();
+        let mut statuses: Vec<_> = (0..4).map(|_| setup.spawn(&["status"])).collect();
+        for status in &mut statuses {
+            let code = status.wait_exit(SOON).await.code();
+            let said = status.lines().join("\n");
+            assert!(code == Some(0) && said.contains("waiting "), "{said}");
+        }
+
+        let pause = ["pause", "--topic", &topic, "--reason", "a look", "--yes"];
+        ends(&setup, &pause, 0).await;
+        let said = ends(&setup, &["pause", "--list"], 0).await;
+        assert!(said.contains(&topic) && said.contains("a look"), "{said}");
+        assert_eq!(audited(world, "pause").await, (1, 1));
+        let ledger = load.finish().await;
+        let held = one(world, &outbox, &aggregate_type, "held", 1).await;
+        let inspect = ["inspect", &held.id.to_string(), "--json"];
+        let said = ends(&setup, &inspect, 0).await;
+        for part in ["\"state\":\"pending\"", "\"paused\":\"topic\""] {
+            assert!(said.contains(part), "{part} in: {said}");
+        }
+        ends(&setup, &["resume", "--yes"], 0).await;
+        assert_eq!(audited(world, "resume").await, (1, 1));
+        outbox.wait_drained(world, LONG).await;
+        let said = ends(&setup, &inspect, 0).await;
+        for part in ["\"state\":\"published\"", "\"found\":true"] {
+            assert!(said.contains(part), "{part} in: {said}");
+        }
+        relay.stop().await;
+        let mut ledger = ledger;
+        ledger.push(held);
         world.check(&ledger).await.assert_clean(0);
     });
 }

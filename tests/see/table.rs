@@ -71,6 +71,61 @@ fn a_backlog_is_counted_while_it_is_small_and_estimated_beyond() {
 }
 
 #[test]
+fn status_says_what_is_paused_without_a_relay() {
+    support::run(async |world| {
+        let outboxes =
+            ["one", "other"].map(|table| Outbox::new(table, Layout::Classic, OnPublished::Mark));
+        for outbox in &outboxes {
+            outbox.create(world).await;
+        }
+        let setup = world.relay(&outboxes.each_ref());
+        setup.migrate().await;
+        assert_eq!(table(&setup).await["paused"], serde_json::json!([]));
+        let pause = |arguments: &'static [&'static str]| {
+            let all: Vec<&str> = ["pause", "--yes"]
+                .iter()
+                .chain(arguments)
+                .copied()
+                .collect();
+            let mut command = setup.spawn(&all);
+            async move { assert!(command.wait_exit(SOON).await.success()) }
+        };
+        pause(&["--outbox", "one", "--topic", "stock-events"]).await;
+        pause(&["--outbox", "other", "--reason", "bad\u{1b}[2J release"]).await;
+
+        let (code, said) = status(&setup, &[]).await;
+        assert_eq!(code, Some(0), "{said}");
+        let (one, other) = said.split_once("public.other").unwrap();
+        assert!(
+            one.contains("PAUSED    the topic stock-events for "),
+            "{said}"
+        );
+        assert!(
+            !one.contains("whole") && !other.contains("stock-events"),
+            "{said}"
+        );
+        assert!(other.contains("PAUSED    the whole outbox for "), "{said}");
+        assert!(other.contains(r": bad\u{1b}[2J release"), "{said}");
+        assert_eq!(table(&setup).await["paused"][0]["topic"], "stock-events");
+
+        // whoever may not read the pauses is not told that there are none
+        world
+            .execute("alter table outbox_relay.pause rename to hidden")
+            .await;
+        let (code, said) = status(&setup, &[]).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(
+            said.contains("pauses      not known") && !said.contains("PAUSED"),
+            "{said}"
+        );
+        assert_eq!(table(&setup).await["paused"], Value::Null);
+        world
+            .execute("alter table outbox_relay.hidden rename to pause")
+            .await;
+    });
+}
+
+#[test]
 fn status_is_one_screen_with_or_without_a_relay() {
     support::run(async |world| {
         let mut outbox = Outbox::new("outbox", Layout::Native, OnPublished::Mark);

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 
 use crate::ops::facts::{Facts, Outbox, Topic};
+use crate::source::{Aggregates, First};
 
 /// Rates that are kept of an outbox, for its lines: one of each answer.
 const HISTORY_MAX: usize = 240;
@@ -72,6 +73,10 @@ pub(super) enum Key {
     Sort,
     /// Turn the order round.
     Reverse,
+    /// Show the aggregates, or not.
+    Aggregates,
+    /// Sort them by the other column.
+    OrderAggregates,
     /// To the next outbox.
     NextOutbox,
     /// To the one before.
@@ -91,6 +96,15 @@ pub(super) enum Then {
     Quit,
 }
 
+/// What is wanted of the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Question {
+    /// Of this outbox,
+    pub(super) outbox: String,
+    /// these aggregates.
+    pub(super) first: First,
+}
+
 /// Everything there is to draw.
 #[derive(Debug)]
 pub(super) struct State {
@@ -106,6 +120,11 @@ pub(super) struct State {
     pub(super) reversed: bool,
     /// The first topic that is shown.
     pub(super) scrolled: usize,
+    /// Whether the aggregates are shown.
+    pub(super) aggregates: bool,
+    pub(super) first: First,
+    /// The last answer about them, or why there is none, and to what.
+    waiting: Option<(Question, Result<Aggregates, String>)>,
     /// The name of the outbox that is shown: numbers shift when one goes.
     chosen: Option<String>,
     history: HashMap<String, VecDeque<(f64, f64)>>,
@@ -121,6 +140,9 @@ impl State {
             sort: Sort::Waiting,
             reversed: false,
             scrolled: 0,
+            aggregates: true,
+            first: First::Most,
+            waiting: None,
             chosen: None,
             history: HashMap::new(),
         }
@@ -149,6 +171,35 @@ impl State {
         }
     }
 
+    /// What to ask the database now.
+    pub(super) fn question(&self) -> Option<Question> {
+        let outbox = self.outbox().filter(|_| self.aggregates && !self.paused)?;
+        Some(Question {
+            outbox: outbox.outbox.clone(),
+            first: self.first,
+        })
+    }
+
+    /// Whether something is known about it, be it that it cannot be known.
+    pub(super) fn is_answered(&self, question: &Question) -> bool {
+        (self.waiting.as_ref()).is_some_and(|(answered, _)| answered == question)
+    }
+
+    /// The database answered, or could not be asked.
+    pub(super) fn waiting(&mut self, question: Question, found: Result<Aggregates, String>) {
+        if !self.paused {
+            self.waiting = Some((question, found));
+        }
+    }
+
+    /// The aggregates of the outbox that is shown, in the order that was chosen; or why there are none.
+    /// Nothing, while the database has yet to answer.
+    pub(super) fn aggregates(&self) -> Option<&Result<Aggregates, String>> {
+        let outbox = &self.outbox()?.outbox;
+        let (question, found) = self.waiting.as_ref()?;
+        (question.outbox == *outbox && question.first == self.first).then_some(found)
+    }
+
     /// A key was pressed.
     pub(super) fn pressed(&mut self, key: Key) -> Then {
         match key {
@@ -161,6 +212,13 @@ impl State {
             Key::Reverse => {
                 self.reversed = !self.reversed;
                 self.scrolled = 0;
+            }
+            Key::Aggregates => self.aggregates = !self.aggregates,
+            Key::OrderAggregates => {
+                self.first = match self.first {
+                    First::Most => First::Oldest,
+                    First::Oldest => First::Most,
+                };
             }
             Key::NextOutbox => self.choose(1),
             Key::PreviousOutbox => self.choose(-1),

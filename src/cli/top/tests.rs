@@ -1,14 +1,17 @@
 //! `top` on a terminal that is a buffer: what is drawn, what the keys do.
 
+use std::time::Duration;
+
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
-use super::state::{Key, State, Then};
+use super::state::{Key, Question, State, Then};
 use super::{KeyCode, KeyEvent, KeyModifiers, address, interval, meaning, view};
 use crate::ops::facts::{
     self, Backlog, Facts, Freshness, Kafka, Outbox, Parked, ParkedRows, Quantiles, Topic,
     TopicPaused, Trouble, Workers,
 };
+use crate::source::{AggregateWaiting, Aggregates, First};
 
 fn topic(name: &str, pending: u64, published: u64) -> Topic {
     Topic {
@@ -125,6 +128,21 @@ fn an_outbox_is_a_line_with_its_numbers() {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     assert!(text.contains('█'), "the rates are drawn:\n{text}");
+}
+
+#[test]
+fn a_limit_that_holds_a_backlog_back_is_said_with_the_time_left() {
+    let mut facts = facts();
+    facts.outboxes[0].drained_in_s = Some(100.0);
+    facts.outboxes[0].rows_per_second_max = Some(2000);
+    let text = drawn(&shown(facts.clone()));
+    assert!(
+        text.contains("backlog gone in 1 min 40 s") && !text.contains("held to"),
+        "{text}"
+    );
+    facts.outboxes[0].limited_for_s = Some(23.0);
+    let text = drawn(&shown(facts));
+    assert!(text.contains("held to 2,000/s: 23 s left"), "{text}");
 }
 
 #[test]
@@ -297,12 +315,181 @@ fn what_is_wrong_is_said_and_nothing_steers_the_terminal() {
     assert!(line.trim_end().ends_with("2      12"), "{line}");
 }
 
+fn aggregate(id: &str, rows: u64, oldest_s: u64) -> AggregateWaiting {
+    AggregateWaiting {
+        aggregate_id: id.to_owned(),
+        aggregate_type: Some("Order".to_owned()),
+        rows,
+        oldest_age: Duration::from_secs(oldest_s),
+    }
+}
+
+fn aggregates() -> Aggregates {
+    let none = AggregateWaiting {
+        aggregate_type: None,
+        ..aggregate("", 3, 90)
+    };
+    Aggregates {
+        aggregates: vec![aggregate("o-17", 1234, 41), none],
+        aggregates_seen: 2,
+        rows_seen: 1237,
+        exact: true,
+    }
+}
+
+/// With an answer to what is asked.
+fn answered(mut state: State, found: Result<Aggregates, String>) -> State {
+    let question = state.question().unwrap();
+    state.waiting(question, found);
+    state
+}
+
+/// The line that begins with `start`, its words apart.
+fn line_of(state: &State, start: &str) -> String {
+    let text = drawn(state);
+    let line = text.lines().find(|line| line.starts_with(start));
+    let line = line.unwrap_or_else(|| panic!("no line {start} in\n{text}"));
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_aggregates_with_the_most_rows_are_shown_and_how_sure_that_is() {
+    let state = shown(facts());
+    assert!(drawn(&state).contains("aggregates: asking"));
+    let mut state = answered(state, Ok(aggregates()));
+    assert_eq!(line_of(&state, "o-17"), "o-17 Order 1,234 41 s");
+    assert_eq!(line_of(&state, "(no id)"), "(no id) (several) 3 90 s");
+    assert_eq!(
+        line_of(&state, "AGGREGATE"),
+        "AGGREGATE TYPE WAITING▼ OLDEST"
+    );
+    assert_eq!(
+        line_of(&state, "aggregates:"),
+        "aggregates: 2 wait with 1,237 rows"
+    );
+    // they take no line from the topics that there is room for
+    assert_eq!(order(&state)[0], "stock-events");
+    for topic in ["stock-events", "order-events", "audit-events"] {
+        assert!(drawn(&state).contains(topic));
+    }
+
+    let guessed = Aggregates {
+        exact: false,
+        rows_seen: 10_000,
+        ..aggregates()
+    };
+    state = answered(state, Ok(guessed));
+    assert_eq!(line_of(&state, "o-17"), "o-17 Order ≥1,234 41 s");
+    let told = line_of(&state, "aggregates:");
+    assert!(
+        told.starts_with("aggregates: an estimate, of the oldest 10,000 rows that wait")
+            && told.ends_with("there are more"),
+        "{told}"
+    );
+    state = answered(
+        state,
+        Ok(Aggregates {
+            exact: true,
+            ..Aggregates::default()
+        }),
+    );
+    assert!(drawn(&state).contains("aggregates: none waits"));
+}
+
+#[test]
+fn why_no_aggregates_are_shown_is_said_and_the_rest_is_shown_all_the_same() {
+    let why = "cannot connect\u{7} to Postgres";
+    let state = answered(shown(facts()), Err(why.to_owned()));
+    let text = drawn(&state);
+    assert!(
+        text.contains("no aggregates are shown: cannot connect\u{fffd} to Postgres"),
+        "{text}"
+    );
+    assert!(text.contains("45,678") && text.contains("stock-events"));
+}
+
+#[test]
+fn an_aggregate_id_cannot_steer_the_terminal() {
+    let mut hostile = aggregates();
+    hostile.aggregates[0].aggregate_id = "a\u{1b}[2J\u{9b}b\r\n\u{202e}c".to_owned();
+    hostile.aggregates[1].aggregate_type = Some("T\u{1b}c".to_owned());
+    let text = drawn(&answered(shown(facts()), Ok(hostile)));
+    assert!(
+        text.contains("a\u{fffd}[2J\u{fffd}b\u{fffd}\u{fffd}\u{fffd}c"),
+        "{text}"
+    );
+    assert!(text.contains("T\u{fffd}c"));
+    assert!(!text.contains(['\u{1b}', '\u{9b}', '\r', '\u{202e}']));
+}
+
+#[test]
+fn the_database_is_asked_for_what_is_looked_at_and_only_then() {
+    let mut state = State::new("relay:9464".to_owned());
+    assert_eq!(state.question(), None, "nobody has named an outbox yet");
+    state.heard(Ok(facts()));
+    let question = |outbox: &str, first| Question {
+        outbox: outbox.to_owned(),
+        first,
+    };
+    let most = question("public.outbox", First::Most);
+    assert_eq!(state.question(), Some(most.clone()));
+    state.waiting(most.clone(), Ok(aggregates()));
+    assert!(state.is_answered(&most) && drawn(&state).contains("o-17"));
+
+    // the answer to one question is none to another
+    state.pressed(Key::OrderAggregates);
+    let oldest = question("public.outbox", First::Oldest);
+    assert_eq!(state.question(), Some(oldest.clone()));
+    assert!(!state.is_answered(&oldest) && !drawn(&state).contains("o-17"));
+    state.waiting(oldest, Ok(aggregates()));
+    assert_eq!(
+        line_of(&state, "AGGREGATE"),
+        "AGGREGATE TYPE WAITING OLDEST▼"
+    );
+    state.pressed(Key::NextOutbox);
+    assert!(!drawn(&state).contains("o-17"));
+    state.pressed(Key::PreviousOutbox);
+    assert!(drawn(&state).contains("o-17"));
+
+    state.pressed(Key::Pause);
+    assert_eq!(state.question(), None, "it stands still");
+    state.waiting(most, Err("away".to_owned()));
+    assert!(drawn(&state).contains("o-17"));
+    state.pressed(Key::Pause);
+    state.pressed(Key::Aggregates);
+    assert_eq!(state.question(), None, "nobody would see it");
+    assert!(!drawn(&state).contains("o-17"));
+}
+
+#[test]
+fn many_aggregates_leave_the_topics_half_of_the_room() {
+    let many = (0..80)
+        .map(|n| aggregate(&format!("o-{n}"), 9, 1))
+        .collect();
+    let mut facts = facts();
+    facts.outboxes[0].topics = (0..80).map(|n| topic(&format!("t-{n}"), 9, 1)).collect();
+    let many = Aggregates {
+        aggregates: many,
+        ..aggregates()
+    };
+    let state = answered(shown(facts), Ok(many));
+    let text = drawn(&state);
+    let of = |start| text.lines().filter(|line| line.starts_with(start)).count();
+    let (topics, aggregates) = (of("t-"), of("o-"));
+    assert!(
+        topics > 4 && aggregates > 4 && topics.abs_diff(aggregates) < 3,
+        "{topics} and {aggregates} of\n{text}"
+    );
+}
+
 #[test]
 fn any_size_will_do() {
     let mut silent = shown(facts());
     silent.heard(Err("x".to_owned()));
     let none = shown(Facts::default());
     for state in [
+        &answered(shown(facts()), Ok(aggregates())),
+        &answered(shown(facts()), Err("it is away".repeat(40))),
         &State::new("a:1".to_owned()),
         &shown(facts()),
         &silent,
@@ -320,6 +507,8 @@ fn keys_mean_what_the_help_says() {
     assert_eq!(key(KeyCode::Char('q')), Some(Key::Quit));
     assert_eq!(key(KeyCode::Char(' ')), Some(Key::Pause));
     assert_eq!(key(KeyCode::Tab), Some(Key::NextOutbox));
+    assert_eq!(key(KeyCode::Char('a')), Some(Key::Aggregates));
+    assert_eq!(key(KeyCode::Char('o')), Some(Key::OrderAggregates));
     assert_eq!(key(KeyCode::Char('x')), None);
     assert_eq!(key(KeyCode::Char('c')), None);
     let control = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);

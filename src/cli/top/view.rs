@@ -11,6 +11,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table, Wrap};
 use super::figures::{count, rate, span};
 use super::state::{Sort, State};
 use crate::ops::facts::{self, Facts, Outbox};
+use crate::source::{Aggregates, First};
 
 const GOOD: Style = Style::new().fg(Color::Green);
 const HEED: Style = Style::new().fg(Color::Yellow);
@@ -27,7 +28,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
         return waiting(frame, state);
     };
     let notes = notes(facts, state);
-    let [head, outboxes, rates, topics, last, keys] = Layout::vertical([
+    let [head, outboxes, rates, middle, last, keys] = Layout::vertical([
         Constraint::Length(2),
         Constraint::Length(lines(facts.outboxes.len() + 2)),
         Constraint::Length(5),
@@ -41,11 +42,17 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     frame.render_widget(table_of_outboxes(facts, state, width), outboxes);
     if let Some(outbox) = state.outbox() {
         draw_rates(frame, rates, state, outbox);
+        let [topics, aggregates] = Layout::vertical([
+            Constraint::Min(0),
+            Constraint::Length(lines_of_aggregates(state, outbox, middle.height)),
+        ])
+        .areas(middle);
         frame.render_widget(table_of_topics(state), topics);
+        draw_aggregates(frame, aggregates, state);
     }
     frame.render_widget(Paragraph::new(notes).wrap(Wrap { trim: true }), last);
     frame.render_widget(
-        Paragraph::new("q quit  space pause  s sort  r reverse  tab next outbox  ↑↓ topics")
+        Paragraph::new("q quit  space pause  s r sort  a o aggregates  tab next outbox  ↑↓ topics")
             .style(FAINT),
         keys,
     );
@@ -208,7 +215,13 @@ fn draw_rates(frame: &mut Frame<'_>, area: Rect, state: &State, outbox: &Outbox)
     if let Some(text) = &outbox.state_text {
         words.push(Span::styled(format!("  {}", clean(text)), HEED));
     }
-    if let Some(left) = outbox.drained_in_s {
+    if let (Some(max), Some(left)) = (outbox.rows_per_second_max, outbox.limited_for_s) {
+        let (max, left) = (count(Some(max.into())), span(Some(left)));
+        words.push(Span::styled(
+            format!("  held to {max}/s: {left} left"),
+            HEED,
+        ));
+    } else if let Some(left) = outbox.drained_in_s {
         words.push(format!("  backlog gone in {}", span(Some(left))).into());
     }
     let doing = outbox.workers.doing.iter().filter(|(_, many)| **many > 0);
@@ -312,6 +325,94 @@ fn table_of_topics<'a>(state: &State) -> Table<'a> {
         .column_spacing(1)
 }
 
+/// How many of `height` lines the aggregates get: what the topics leave, and half where they leave less.
+fn lines_of_aggregates(state: &State, outbox: &Outbox, height: u16) -> u16 {
+    if !state.aggregates {
+        return 0;
+    }
+    let wanted = match state.aggregates() {
+        Some(Ok(waiting)) if !waiting.aggregates.is_empty() => waiting.aggregates.len() + 2,
+        Some(Ok(_)) | None => 1,
+        // it may be long
+        Some(Err(_)) => 3,
+    };
+    let left = height.saturating_sub(lines(outbox.topics.len() + 1));
+    lines(wanted).min(left.max(height / 2))
+}
+
+/// The aggregates with the most rows waiting, and how much of the truth that is.
+fn draw_aggregates(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let waiting = match state.aggregates() {
+        None => return frame.render_widget(Line::styled("aggregates: asking", FAINT), area),
+        Some(Err(why)) => {
+            let text = Paragraph::new(format!("no aggregates are shown: {}", clean(why)));
+            return frame.render_widget(text.style(HEED).wrap(Wrap { trim: true }), area);
+        }
+        Some(Ok(waiting)) => waiting,
+    };
+    let [title, table] = Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(area);
+    frame.render_widget(Line::from(told_of(waiting)), title);
+    let sorted = |first: First| match state.first == first {
+        true => (TITLE, "▼"),
+        false => (FAINT, ""),
+    };
+    let header = |text: &str, (style, arrow): (Style, &str)| {
+        cell(format!("{text}{arrow}"), true).style(style)
+    };
+    let header = Row::new([
+        cell("AGGREGATE".to_owned(), false).style(FAINT),
+        cell("TYPE".to_owned(), false).style(FAINT),
+        header("WAITING", sorted(First::Most)),
+        header("OLDEST", sorted(First::Oldest)),
+    ]);
+    let more = if waiting.exact { "" } else { "≥" };
+    let rows = waiting.aggregates.iter().map(|it| {
+        let id = match it.aggregate_id.as_str() {
+            "" => "(no id)".to_owned(),
+            id => clean(id).into_owned(),
+        };
+        let kind = it.aggregate_type.as_deref().unwrap_or("(several)");
+        Row::new([
+            cell(id, false),
+            cell(clean(kind).into_owned(), false),
+            cell(format!("{more}{}", count(Some(it.rows))), true),
+            cell(span(Some(it.oldest_age.as_secs_f64())), true),
+        ])
+    });
+    let widths = [
+        Constraint::Min(36),
+        Constraint::Max(20),
+        Constraint::Length(11),
+        Constraint::Length(12),
+    ];
+    let rows = Table::new(rows.collect::<Vec<_>>(), widths);
+    frame.render_widget(rows.header(header).column_spacing(1), table);
+}
+
+/// Of which rows the aggregates are.
+fn told_of<'a>(waiting: &Aggregates) -> Vec<Span<'a>> {
+    let (rows, aggregates) = (
+        count(Some(waiting.rows_seen)),
+        count(Some(waiting.aggregates_seen)),
+    );
+    if waiting.rows_seen == 0 {
+        return vec![Span::styled("aggregates: none waits", FAINT)];
+    }
+    if waiting.exact {
+        let text = format!("aggregates: {aggregates} wait with {rows} rows");
+        return vec![Span::styled(text, FAINT)];
+    }
+    vec![
+        Span::styled("aggregates: an estimate", HEED),
+        Span::styled(
+            format!(
+                ", of the oldest {rows} rows that wait, with {aggregates} aggregates; there are more"
+            ),
+            FAINT,
+        ),
+    ]
+}
+
 /// What somebody should read: budgets that are missed, topics that wait, what went wrong.
 fn notes<'a>(facts: &Facts, state: &State) -> Vec<Line<'a>> {
     let mut notes = Vec::new();
@@ -355,10 +456,13 @@ fn notes<'a>(facts: &Facts, state: &State) -> Vec<Line<'a>> {
     notes
 }
 
-/// Without what would steer the terminal: a text may hold what somebody wrote into a row.
+/// Without what would steer the terminal, or turn round what stands beside it: a text may hold what
+/// somebody wrote into a row.
 fn clean(text: &str) -> Cow<'_, str> {
-    if text.contains(char::is_control) {
-        let seen = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let steers = |c: char| c.is_control() || turns(c);
+    if text.contains(steers) {
+        let seen = |c: char| if steers(c) { '\u{fffd}' } else { c };
         Cow::Owned(text.chars().map(seen).collect())
     } else {
         Cow::Borrowed(text)
