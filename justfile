@@ -15,6 +15,12 @@ test *ARGS:
 soak *ARGS:
     OUTBOX_TEST_SOAK=1 cargo test --test main {{ARGS}}
 
+# how fast, on servers of its own: `just bench`, `just bench drain steady/500x1`, `just bench --list`. The relay
+# that is measured is the release build; the suite is built as the tests are
+bench *ARGS:
+    cargo build --locked --release
+    cargo bench --locked --profile dev --bench suite -- {{ARGS}}
+
 # lets a fuzzer loose on `config` or `row`; wants nightly Rust and cargo-fuzz. No sanitizer: the code is
 # safe Rust, and librdkafka's configure does not get along with one
 fuzz TARGET *ARGS:

@@ -6,6 +6,7 @@ mod archive;
 mod bounds;
 mod check;
 mod config_cli;
+mod cost;
 mod crash;
 mod delivery;
 mod deploy;

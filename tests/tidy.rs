@@ -257,7 +257,7 @@ fn sql_is_lower_case_everywhere() {
         .filter(|file| file.path != "tidy.rs");
     let all = files("migrations", "sql")
         .into_iter()
-        .chain(files("benches", "sql"))
+        .chain(files("benches", "rs"))
         .chain(rust);
     for file in all {
         let shouted = lower_case_sql(&file);

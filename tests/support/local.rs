@@ -28,7 +28,9 @@ pub(crate) const POSTGRES_SETTINGS: &[&str] = &[
 ];
 /// Enough for a broker with a few hundred small topics.
 pub(crate) const KAFKA_HEAP: &str = "-Xms256m -Xmx512m";
-const KAFKA_VERSION: &str = "4.1.1";
+/// A test's broker does not live long enough for the better compiler to pay.
+const ONE_COMPILER: &str = "-XX:TieredStopAtLevel=1";
+pub(crate) const KAFKA_VERSION: &str = "4.1.1";
 /// Of every node; any other string would do.
 const CLUSTER_ID: &str = "outbox-relay-test-kafkaA";
 /// Of one node of several, which have a few topics between them.
@@ -97,7 +99,7 @@ pub(crate) async fn launch(
     let home = directory().join(format!("{kind:?}-{port}"));
     fs::create_dir_all(&home).map_err(|error| error.to_string())?;
     let (command, what) = match kind {
-        Kind::Postgres => postgres(&home, port).await?,
+        Kind::Postgres => postgres(&home, port, &[]).await?,
         Kind::Kafka => kafka(&home, port, inner).await?,
     };
     let process = Process::new(kind, port, home, command);
@@ -105,7 +107,32 @@ pub(crate) async fn launch(
     Ok((process, what))
 }
 
-async fn postgres(home: &Path, port: u16) -> Result<(Command, String), String> {
+/// A PostgreSQL of zonky with `settings` beside those of every test server, not yet started.
+#[allow(dead_code, reason = "for the benchmarks")]
+pub(crate) async fn postgres_with(port: u16, settings: &[&str]) -> Result<Process, String> {
+    let home = directory().join(format!("Postgres-{port}"));
+    fs::create_dir_all(&home).map_err(|error| error.to_string())?;
+    let (command, _) = postgres(&home, port, settings).await?;
+    Ok(Process::new(Kind::Postgres, port, home, command))
+}
+
+/// A broker and its controller in one process, which `settings` describe, not yet started. It has the
+/// memory and the compilers of one that runs for long.
+#[allow(dead_code, reason = "for the benchmarks")]
+pub(crate) async fn kafka_with(
+    port: u16,
+    settings: &[(&'static str, String)],
+) -> Result<Process, String> {
+    let home = directory().join(format!("Kafka-{port}"));
+    fs::create_dir_all(&home).map_err(|error| error.to_string())?;
+    let file = write_kafka_settings(&home, settings)?;
+    format_kafka(&file).await?;
+    let mut command = java("-Xms1g -Xmx1g").await?;
+    command.arg("kafka.Kafka").arg(&file);
+    Ok(Process::new(Kind::Kafka, port, home, command))
+}
+
+async fn postgres(home: &Path, port: u16, settings: &[&str]) -> Result<(Command, String), String> {
     static UNPACKED: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
     let version = given("OUTBOX_TEST_PG_VERSION").unwrap_or_else(|| "17".to_owned());
     let programs = UNPACKED.get_or_init(async || {
@@ -126,6 +153,7 @@ async fn postgres(home: &Path, port: u16) -> Result<(Command, String), String> {
     for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories="]
         .iter()
         .chain(POSTGRES_SETTINGS)
+        .chain(settings)
     {
         serve.args(["-c", setting]);
     }
@@ -234,6 +262,7 @@ fn write_kafka_settings(home: &Path, settings: &[(&str, String)]) -> Result<Path
 async fn format_kafka(settings: &Path) -> Result<(), String> {
     run(java(KAFKA_HEAP)
         .await?
+        .arg(ONE_COMPILER)
         .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
         .arg(settings))
     .await
@@ -241,7 +270,7 @@ async fn format_kafka(settings: &Path) -> Result<(), String> {
 
 async fn serve_kafka(heap: &str, settings: &Path) -> Result<Command, String> {
     let mut serve = java(heap).await?;
-    serve.arg("kafka.Kafka").arg(settings);
+    serve.args([ONE_COMPILER, "kafka.Kafka"]).arg(settings);
     Ok(serve)
 }
 
@@ -254,7 +283,7 @@ async fn java(heap: &str) -> Result<Command, String> {
         None => PathBuf::from("java"),
     });
     java.args(heap.split(' '))
-        .args(["-XX:+UseG1GC", "-XX:TieredStopAtLevel=1"])
+        .arg("-XX:+UseG1GC")
         .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
         .arg("-cp")
         .arg(jars.join("*"))
@@ -417,6 +446,11 @@ impl Process {
     /// Where it keeps its data.
     pub(crate) fn data(&self) -> PathBuf {
         self.home.join("data")
+    }
+
+    /// What it serves.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Its process, if it was ever started.

@@ -20,7 +20,7 @@ mod docker;
 pub(crate) mod guarded;
 pub(crate) mod janitor;
 pub(crate) mod kafka;
-mod local;
+pub(crate) mod local;
 pub(crate) mod outbox;
 pub(crate) mod pgbouncer;
 pub(crate) mod proxy;

@@ -11,7 +11,7 @@
 )]
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -116,6 +116,9 @@ struct Shared {
     /// When this passes to the server, its reply is lost.
     fatal_request: Mutex<Option<Vec<u8>>>,
     lost_replies: AtomicUsize,
+    /// Whether the server is a Postgres whose answers are to be counted.
+    counting: AtomicBool,
+    answers: AtomicU64,
 }
 
 /// A proxy on a port of its own. It ends, with its connections, when it is dropped.
@@ -220,6 +223,17 @@ impl Proxy {
     /// How many replies have been lost.
     pub(crate) fn lost_replies(&self) -> usize {
         self.shared.lost_replies.load(Ordering::Relaxed)
+    }
+
+    /// Counts, on each connection from now on, how often a Postgres says that it is ready for the next
+    /// question: once for each round trip. The connections must not be encrypted.
+    pub(crate) fn count_answers(&self) {
+        self.shared.counting.store(true, Ordering::Relaxed);
+    }
+
+    /// How many answers have been counted.
+    pub(crate) fn answers(&self) -> u64 {
+        self.shared.answers.load(Ordering::Relaxed)
     }
 
     /// Connections that are open.
@@ -368,6 +382,8 @@ impl<'a> Pump<'a> {
 
     async fn write(&mut self, mut due: mpsc::Receiver<Piece>, to: &mut OwnedWriteHalf) {
         let mut budget: Option<u64> = None;
+        let counting = self.shared.counting.load(Ordering::Relaxed);
+        let mut messages = Messages::default();
         while let Some((at, piece)) = due.recv().await {
             sleep_until(at).await;
             if self.direction == Direction::ToServer && self.shared.is_fatal(&piece) {
@@ -401,6 +417,10 @@ impl<'a> Pump<'a> {
                 self.shared
                     .bytes(self.direction)
                     .fetch_add(some as u64, Ordering::Relaxed);
+                if counting && self.direction == Direction::ToClient {
+                    let answers = messages.answers(now);
+                    self.shared.answers.fetch_add(answers, Ordering::Relaxed);
+                }
                 if budget == Some(0) {
                     self.cut.cancel();
                     return;
@@ -421,6 +441,41 @@ impl<'a> Pump<'a> {
             Ok(orders) => orders.link(direction),
             Err(_) => Link::default(),
         }
+    }
+}
+
+/// The messages of a Postgres, however they are cut into pieces: a letter, then the length of the rest
+/// with its own four bytes.
+#[derive(Default)]
+struct Messages {
+    head: Vec<u8>,
+    rest: usize,
+}
+
+impl Messages {
+    /// How many times `piece` says that the server is ready for the next question.
+    fn answers(&mut self, mut piece: &[u8]) -> u64 {
+        let mut answers = 0;
+        while !piece.is_empty() {
+            if self.rest > 0 {
+                let (_, next) = piece.split_at(self.rest.min(piece.len()));
+                self.rest -= piece.len() - next.len();
+                piece = next;
+                continue;
+            }
+            let (head, next) = piece.split_at((5 - self.head.len()).min(piece.len()));
+            self.head.extend(head);
+            piece = next;
+            if let [letter, length @ ..] = &*self.head
+                && let Ok(length) = <[u8; 4]>::try_from(length)
+            {
+                let ready = *letter == b'Z';
+                self.rest = (u32::from_be_bytes(length) as usize).saturating_sub(4);
+                self.head.clear();
+                answers += u64::from(ready);
+            }
+        }
+        answers
     }
 }
 
@@ -487,6 +542,18 @@ mod tests {
         let read = tokio::time::timeout(patience, stream.read_exact(&mut buffer)).await;
         read.ok()?.ok()?;
         String::from_utf8(buffer).ok()
+    }
+
+    #[test]
+    fn answers_are_counted_however_they_are_cut() {
+        let row = b"D\0\0\0\x0bZ\0\0\0\x05I!";
+        let ready = b"Z\0\0\0\x05I";
+        let all = [&row[..], ready, row, ready].concat();
+        for size in 1..=all.len() {
+            let mut messages = Messages::default();
+            let answers: u64 = all.chunks(size).map(|piece| messages.answers(piece)).sum();
+            assert_eq!(answers, 2, "in pieces of {size}");
+        }
     }
 
     const LONG: Duration = Duration::from_secs(20);

@@ -225,7 +225,7 @@ impl Server {
     pub(crate) async fn started(process: local::Process) -> Result<Self, String> {
         process.start();
         let server = Self {
-            kind: Kind::Postgres,
+            kind: process.kind(),
             port: process.port,
             host: Host::Process(Box::new(process)),
         };
@@ -239,6 +239,21 @@ impl Server {
             Host::Container(container) => container.is_running().await,
             Host::Process(process) => process.is_running(),
         }
+    }
+
+    /// Its process, unless it runs in a container.
+    #[allow(dead_code, reason = "for the benchmarks")]
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match &self.host {
+            Host::Container(_) => None,
+            Host::Process(process) => process.pid(),
+        }
+    }
+
+    /// Where it listens on the loopback.
+    #[allow(dead_code, reason = "for the benchmarks")]
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// A database URL, or a list of brokers.
