@@ -86,18 +86,14 @@ impl Pages {
             .await
             .0;
         let claim = self
-            .of(mode, "claim", &format!("{lanes}, '{{500,500,500,500}}'"))
+            .of(
+                mode,
+                "claim_all",
+                &format!("{lanes}, '{{500,500,500,500}}', '{{0,0,0,0}}'"),
+            )
             .await;
         assert_eq!(claim.1, 2_000, "the batch is full");
         sum += claim.0;
-        sum += self
-            .of(
-                mode,
-                "count",
-                &format!("{lanes}, '{{8000,8000,8000,8000}}'"),
-            )
-            .await
-            .0;
         if holding {
             // As many as the claim tries before it asks for each of its aggregates.
             sum += self.of(mode, "fronts", "31").await.0;

@@ -43,6 +43,7 @@ mod settled;
 mod sql;
 mod tables;
 mod takeover;
+mod taking;
 mod uninstall;
 mod upkeep;
 mod wakeup;

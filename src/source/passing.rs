@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::Error;
 use super::claiming::columns;
 use super::polling::PollingSource;
-use super::session::answer;
+use super::session::{Writer, answer};
 use crate::route::{Kind, Waiting};
 
 /// How often the places are moved on.
@@ -42,7 +42,7 @@ pub(super) struct Passing {
     /// By lane.
     places: Vec<i64>,
     /// By lane, and whoever may still bring rows below.
-    bounds: Option<(Vec<i64>, Vec<(String, bool)>)>,
+    bounds: Option<(Vec<i64>, Vec<Writer>)>,
     step_at: Instant,
     since: Instant,
     fit_at: Instant,
@@ -100,7 +100,7 @@ impl PollingSource {
         let bounds = polling.memory(|memory| memory.passing.bounds.clone());
         let now = self.session.writers(&polling.statements.lockers).await?;
         // a prepared transaction may be any of those who wrote then, under a new name
-        let may_write = |writer: &(String, bool)| now.iter().any(|it| it.1 || it.0 == writer.0);
+        let may_write = |writer: &Writer| now.iter().any(|it| it.1 || it.0 == writer.0);
         if let Some((bounds, writers)) = bounds
             && !writers.iter().any(may_write)
         {

@@ -28,8 +28,6 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,12 +38,13 @@ use super::decode::Place;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
 use super::passing::Passing;
-use super::session::{Session, answer};
+use super::session::Session;
 use super::settled::{Closing, Parts, begin_anew};
 use super::sql::Statements;
+use super::taking::Taken;
 use super::{Batch, Error, Judged, Next, Source};
 use crate::config::Database;
-use crate::ops::controls::{Controls, Paused};
+use crate::ops::controls::Controls;
 use crate::ops::{Mistake, Poll, Progress, Step, Tally, failpoint, is_news, makes, random};
 use crate::route::Waiting;
 use crate::settle::Verdict;
@@ -68,9 +67,9 @@ pub struct Polling {
     /// Stands between claiming and publishing, where the outbox wants it.
     barrier: Option<Barrier>,
     /// Asks a new connection whether it leads to the right database.
-    identity: OnceLock<String>,
+    pub(super) identity: OnceLock<String>,
     /// What somebody outside wants.
-    controls: OnceLock<Arc<Controls>>,
+    pub(super) controls: OnceLock<Arc<Controls>>,
     workers: usize,
     pub(super) memory: Mutex<Memory>,
     /// Told when a worker that waits may have something to do.
@@ -238,16 +237,6 @@ enum Origin {
     Outbox(Vec<Place>, Option<Parts>),
     /// The parked row of each event, and its aggregate.
     Parked(Vec<(i64, String)>),
-}
-
-/// What was taken.
-#[derive(Debug, Default)]
-struct Taken {
-    lanes: Vec<i32>,
-    /// How far each is settled.
-    settled: HashMap<i32, i64>,
-    /// Those with parked rows somebody decided about.
-    decided: Vec<i32>,
 }
 
 /// What became of a claim.
@@ -506,80 +495,6 @@ impl PollingSource {
             held: held_keys,
             receipt,
         }))
-    }
-
-    /// Begins the transaction and locks what it can of the lanes of `offer`. `None`: the outbox is paused.
-    async fn take_lanes(&mut self, offer: &Offer) -> Result<Option<Taken>, Error> {
-        let polling = Arc::clone(&self.polling);
-        let limit = self.session.answer_timeout();
-        let is_new = !self.session.is_connected();
-        let connection = self.session.begin(&polling.statements.open).await?;
-        if let (true, Some(question)) = (is_new, polling.identity.get()) {
-            let doing = "tell which database it is";
-            let same = sqlx::raw_sql(AssertSqlSafe(question.clone())).fetch_one(&mut *connection);
-            let same = answer(limit, doing, same).await?.try_get(0);
-            if !same.map_err(|error| Error::statement(doing, error))? {
-                let outbox = polling.outbox.clone();
-                return Err(Error::Copy { outbox });
-            }
-        }
-        let lanes = sqlx::query(polling.statements.lanes.clone())
-            .bind(&offer.lanes)
-            .bind(offer.sweep)
-            .bind(offer.take_max)
-            .fetch_all(connection);
-        let lanes = answer(limit, "take lanes", lanes).await?;
-        self.read_lanes(&lanes)
-    }
-
-    /// The lanes that were taken, and those of them with parked rows somebody decided about.
-    fn read_lanes(&self, rows: &[PgRow]) -> Result<Option<Taken>, Error> {
-        if let Some(row) = rows.first() {
-            let topics: Result<Vec<String>, _> = row.try_get(4);
-            let topics = topics.map_err(|error| Error::statement("read what is paused", error))?;
-            let paused = Paused::of(topics);
-            let whole = paused.whole;
-            if let Some(controls) = self.polling.controls.get() {
-                controls.pause(paused);
-            }
-            if whole {
-                return Ok(None);
-            }
-        }
-        let mut taken = Taken::default();
-        for row in rows {
-            let read = || -> Result<(i32, Option<String>, bool, i64, Option<i64>), sqlx::Error> {
-                let (lane, routing) = (row.try_get(0)?, row.try_get(1)?);
-                let (is_decided, count) = (row.try_get(2)?, row.try_get(3)?);
-                Ok((lane, routing, is_decided, count, row.try_get(5)?))
-            };
-            let (lane, routing, is_decided, count, settled) =
-                read().map_err(|error| Error::statement("read the lanes", error))?;
-            if count != i64::from(self.polling.lanes_count) {
-                return Err(Error::Lanes {
-                    outbox: self.polling.outbox.clone(),
-                    ours: self.polling.lanes_count,
-                    theirs: count,
-                });
-            }
-            match routing {
-                Some(theirs) if theirs != self.polling.routing => {
-                    return Err(Error::Routing {
-                        outbox: self.polling.outbox.clone(),
-                        ours: self.polling.routing.clone(),
-                        theirs,
-                    });
-                }
-                _ => taken.lanes.push(lane),
-            }
-            if let Some(settled) = settled {
-                taken.settled.insert(lane, settled);
-            }
-            if is_decided {
-                taken.decided.push(lane);
-            }
-        }
-        Ok(Some(taken))
     }
 
     async fn settle_all(&mut self, receipt: &Receipt, judged: &Judged<'_>) -> Result<(), Error> {

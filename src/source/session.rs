@@ -15,6 +15,9 @@ use tokio::time::Instant;
 use super::error::{Cause, Error};
 use crate::config::Database;
 
+/// A transaction that writes to the table, by its virtual id, and whether it is a prepared one.
+pub(super) type Writer = (String, bool);
+
 /// How much longer than the server's own statement time-out the relay waits for an answer.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -87,8 +90,8 @@ impl Session {
         self.process.map(|(_, since)| since)
     }
 
-    /// The transactions that `lockers` names, and whether they are prepared ones.
-    pub(super) async fn writers(&mut self, lockers: &SqlStr) -> Result<Vec<(String, bool)>, Error> {
+    /// The transactions that `lockers` names.
+    pub(super) async fn writers(&mut self, lockers: &SqlStr) -> Result<Vec<Writer>, Error> {
         let limit = self.answer_timeout();
         let writers = sqlx::query_as(lockers.clone()).fetch_all(self.connection()?);
         answer(limit, "ask who writes to the table", writers).await

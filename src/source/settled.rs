@@ -27,7 +27,7 @@
 //! **Drawbacks chosen.** A transaction that wrote to the table and stays open holds all of this up, rightly.
 //! A lane's row is written anew only when enough was settled, as each version of it is read by every claim
 //! while an old transaction is open: with as many as the square root of what was settled, both stay small. A
-//! role that may not read the sequence has none of this: `check` says so.
+//! role that may not read the sequence has none of this; docs/performance.md has the grant.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use super::Error;
 use super::decode::ClaimedRow;
 use super::polling::{Polling, PollingSource};
-use super::session::{Session, answer};
+use super::session::{Session, Writer, answer};
 use super::sql::settle_lanes;
 use crate::event::Event;
 use crate::settle::Verdict;
@@ -100,7 +100,7 @@ impl Closing {
     }
 
     /// A server process that has been known `since` read `drawn`, and then that `writers` hold locks.
-    fn looked(&mut self, drawn: Drawn, writers: &[(String, bool)], since: Instant) {
+    fn looked(&mut self, drawn: Drawn, writers: &[Writer], since: Instant) {
         let known = |it: &Drawn| it.file == drawn.file && it.seq <= drawn.seq;
         self.closed = self.closed.filter(known);
         let prepared = writers.iter().any(|(_, prepared)| *prepared);
@@ -299,7 +299,7 @@ mod tests {
         Drawn { seq, file: 1, at }
     }
 
-    fn writers(names: &[&str]) -> Vec<(String, bool)> {
+    fn writers(names: &[&str]) -> Vec<Writer> {
         let writer = |name: &&str| ((*name).to_owned(), name.starts_with('-'));
         names.iter().map(writer).collect()
     }
