@@ -1,7 +1,7 @@
 //! Event → topic. Pure.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use crate::config::Layout;
@@ -47,6 +47,43 @@ pub struct Waiting {
     /// Aggregates whose partition takes nothing beside others of its topic, as far as they have been
     /// seen.
     pub keys: HashSet<String>,
+}
+
+/// The topics of a batch's rows. Rows of a kind share one: a batch has thousands of rows and few kinds.
+#[derive(Debug)]
+pub struct Routed {
+    topics: Vec<Result<String, Reason>>,
+    /// Of each row.
+    of: Vec<usize>,
+}
+
+impl Routed {
+    /// Routes `events` by `router`.
+    #[must_use]
+    pub fn of(router: &Router, events: &[Event]) -> Self {
+        let (mut topics, mut of) = (Vec::new(), Vec::with_capacity(events.len()));
+        let mut known: HashMap<(&str, &str, Option<&str>), usize> = HashMap::new();
+        for event in events {
+            let kind = (
+                event.aggregate_type.as_str(),
+                event.event_type.as_str(),
+                event.topic.as_deref(),
+            );
+            of.push(*known.entry(kind).or_insert_with(|| {
+                topics.push(router.topic(event).map(Cow::into_owned));
+                topics.len() - 1
+            }));
+        }
+        Self { topics, of }
+    }
+
+    /// The topic of the row at `i`.
+    ///
+    /// # Errors
+    /// As of [`Router::topic`].
+    pub fn topic(&self, i: usize) -> Result<&str, &Reason> {
+        self.topics[self.of[i]].as_deref()
+    }
 }
 
 impl Router {
@@ -337,6 +374,24 @@ mod tests {
     fn the_rows_own_topic_overrides() {
         let event = event("Order", "Created", Some("billing"));
         assert_eq!(topic(Template::DEFAULT, &event).as_deref(), Ok("billing"));
+    }
+
+    #[test]
+    fn a_batch_is_routed_as_its_rows_are_one_by_one() {
+        let router = Router::new(Template::parse("${aggregate_type}.${event_type}").unwrap());
+        let mut events = Vec::new();
+        for aggregate_type in ["Order", "Cart", "Order", "no topic"] {
+            for event_type in ["Made", "Gone"] {
+                for own in [None, Some("billing"), Some("")] {
+                    events.push(event(aggregate_type, event_type, own));
+                }
+            }
+        }
+        let routed = Routed::of(&router, &events);
+        for (i, event) in events.iter().enumerate() {
+            let alone = router.topic(event);
+            assert_eq!(routed.topic(i), alone.as_deref(), "{event:?}");
+        }
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Case {
 /// What `just bench` runs when it is told nothing.
 const USUAL: &[&str] = &[
     "drain/delete",
+    "drain/archive",
     "drain/mark",
     "drain/1kB",
     "drain/1-aggregate",
@@ -225,11 +226,9 @@ fn drains() -> Vec<Case> {
     let plain = Drain::default;
     let with = |name: &str, drain: Drain| Case::drain(&format!("drain/{name}"), base, drain);
     let mut all = vec![Case::drain("drain/delete", None, plain())];
-    let mark = Drain {
-        mode: "mark",
-        ..plain()
-    };
-    all.push(with("mark", mark));
+    for mode in ["archive", "mark"] {
+        all.push(with(mode, Drain { mode, ..plain() }));
+    }
     for (name, bytes, part) in [("200B", 200, 1), ("1kB", 1_000, 2), ("10kB", 10_000, 10)] {
         let drain = Drain {
             bytes,

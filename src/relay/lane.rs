@@ -15,9 +15,9 @@ use super::status::{Settled, Status};
 use crate::event::Event;
 use crate::ops::controls::Controls;
 use crate::ops::{Mistake, Progress, Step, makes, traces};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
 use crate::record::Record;
-use crate::route::{Kind, Router, Waiting};
+use crate::route::{Kind, Routed, Router, Waiting};
 use crate::settle::{Policies, Policy, Row, Verdict, settle};
 use crate::sink::{Attempt, Sink};
 use crate::source::{Batch, Error, Judged, Next, Source};
@@ -130,7 +130,8 @@ impl Lane {
         } = batch;
         progress.at(Step::Publishing);
         let trace = traces::Batch::begin(self.status.outbox(), events.len());
-        let (records, decided) = self.prepare(&events, &held, waiting);
+        let routed = Routed::of(&self.router, &events);
+        let (records, decided) = self.prepare(&events, &routed, &held, waiting);
         let hasty = makes(Mistake::SettleFirst);
         let outcomes = match hasty {
             true => vec![PUBLISHED; events.len()],
@@ -192,17 +193,16 @@ impl Lane {
     fn prepare<'a>(
         &self,
         events: &'a [Event],
+        routed: &'a Routed,
         held: &HashSet<String>,
         waiting: &Waiting,
     ) -> (Vec<Option<Record<'a>>>, Vec<Option<Outcome>>) {
         let mut refused = HashSet::new();
-        let prepare = |event: &'a Event| {
+        let prepare = |(i, event): (usize, &'a Event)| {
             let record = match &event.parked {
                 Some(record) => Ok(record.by_ref()),
-                None => self
-                    .router
-                    .topic(event)
-                    .and_then(|topic| Record::encode(event, topic)),
+                None => (routed.topic(i).map_err(Reason::clone))
+                    .and_then(|topic| Record::encode(event, topic.into())),
             };
             if held.contains(event.key()) || refused.contains(event.key()) {
                 return (record.ok(), Some(Outcome::Held));
@@ -220,7 +220,7 @@ impl Lane {
                 }
             }
         };
-        events.iter().map(prepare).unzip()
+        events.iter().enumerate().map(prepare).unzip()
     }
 
     /// Publishes what is not `decided` yet; every event has its outcome then.

@@ -137,10 +137,14 @@ impl<'a> Round<'a> {
         let known: HashMap<&str, (Standing, usize)> = self.topics.iter().map(about).collect();
         let mut plan = Plan::default();
         let mut unproven: HashMap<&str, usize> = HashMap::new();
+        let mut last = ("", (Standing::Unknown, 0));
         for (i, attempt) in self.attempts.iter().enumerate() {
             let record = attempt.record;
             let topic = &*record.topic;
-            let (mut standing, limit_bytes) = known[topic];
+            if topic != last.0 {
+                last = (topic, known[topic]);
+            }
+            let (mut standing, limit_bytes) = last.1;
             if standing == Standing::Paused && self.trying.contains(topic) {
                 standing = topics.standing_tried(topic);
             }

@@ -1,5 +1,7 @@
 //! Row → event. The bytes of a payload are taken as they came, never parsed.
 
+use std::fmt::Write as _;
+
 use sqlx::postgres::{PgRow, PgValueRef};
 use sqlx::{Row, ValueRef};
 use uuid::Uuid;
@@ -22,6 +24,31 @@ impl Place {
     /// As Postgres writes a `tid`.
     pub(super) fn tid(self) -> String {
         format!("({},{})", self.page, self.line)
+    }
+}
+
+/// Places of one table.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    text: String,
+    count: usize,
+}
+
+impl Places {
+    pub(super) fn push(&mut self, place: Place) {
+        self.text.push(if self.count == 0 { '{' } else { ',' });
+        write!(self.text, "\"({},{})\"", place.page, place.line).expect("a string takes all");
+        self.count += 1;
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// As Postgres writes an array of `tid`; one text, since thousands of them are asked for at once. Not for
+    /// none at all.
+    pub(super) fn to_sql(&self) -> String {
+        format!("{}}}", self.text)
     }
 }
 

@@ -9,7 +9,7 @@ use futures_util::TryStreamExt as _;
 use tokio::time::Instant;
 
 use super::claiming::Statement;
-use super::decode::{self, ParkedRow, Place};
+use super::decode::{self, ParkedRow, Place, Places};
 use super::polling::PollingSource;
 use super::session::answer;
 use super::{Error, Judged};
@@ -175,11 +175,11 @@ impl PollingSource {
     ) -> Result<(), Error> {
         let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
-        let mut tables: HashMap<u32, (Vec<String>, Parking<'_>)> = HashMap::new();
+        let mut tables: HashMap<u32, (Places, Parking<'_>)> = HashMap::new();
         for ((place, verdict), record) in places.iter().zip(judged.verdicts).zip(judged.records) {
             let (done, parking) = tables.entry(place.table).or_default();
             match verdict {
-                Verdict::Done => done.push(place.tid()),
+                Verdict::Done => done.push(*place),
                 Verdict::Park(reason, policy) => {
                     let state = parked_state(*policy);
                     parking.push(place.tid(), state, Some(reason), record.as_ref());
@@ -199,13 +199,13 @@ impl PollingSource {
             .collect();
         for (table, (done, parking)) in tables {
             let table = sqlx::postgres::types::Oid(table);
-            if !done.is_empty() {
+            if done.count() > 0 {
                 let finish = sqlx::query(polling.statements.finish.clone())
                     .bind(table)
-                    .bind(&done)
+                    .bind(done.to_sql())
                     .execute(self.session.connection()?);
                 let finished = answer(limit, "mark, delete or move published rows", finish).await?;
-                self.all_changed(done.len(), finished.rows_affected())?;
+                self.all_changed(done.count(), finished.rows_affected())?;
             }
             if !parking.places.is_empty() {
                 let expected = parking.places.len();
