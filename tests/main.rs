@@ -30,6 +30,7 @@ mod purge;
 mod refusal;
 mod reload;
 mod replay;
+mod roles;
 mod see;
 mod settled;
 mod start;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::is_direct;
-use super::line::{Line, shell};
+use super::line::{Level, Line, shell};
 use crate::config::{Config, Layout, OnPublished, Outbox, TableName};
 use crate::finding::Fix;
 use crate::source::{Counts, Holder, Inspected, Pooler, Server, literal, quote, quote_table};
@@ -317,6 +317,13 @@ pub fn inspected(outbox: &Outbox, inspected: &Inspected) -> Vec<Line> {
             None => skipped.push(item),
         }
     }
+    if let Some(lacking) = &inspected.lacking {
+        let level = Level::Warn;
+        lines.push(Line {
+            level,
+            ..Line::found("grants", lacking)
+        });
+    }
     if let Some(first) = skipped.first() {
         let why = format!("{}: what they rest on is not well", skipped.join(", "));
         lines.push(Line::skip(first, why));
@@ -547,7 +554,6 @@ fn whole_seconds(seconds: f64) -> humantime::FormattedDuration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::line::Level;
     use super::*;
     use crate::config::{Environment, Flags, Purpose, Secret, Settings};
 

@@ -25,6 +25,7 @@ pub(crate) struct Setup<'a> {
     environment: Vec<(String, String)>,
     failpoints: Vec<String>,
     program: PathBuf,
+    as_owner: bool,
 }
 
 impl<'a> Setup<'a> {
@@ -36,6 +37,7 @@ impl<'a> Setup<'a> {
             environment: Vec::new(),
             failpoints: Vec::new(),
             program: PathBuf::from(env!("CARGO_BIN_EXE_outbox-relay")),
+            as_owner: false,
         };
         setup
             .set("database", "url", &format!("\"{}\"", world.database_url))
@@ -74,6 +76,13 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Lets relays run as the tests' own role, which may do everything. Without this `run` has the runner's
+    /// rights, and no others, as `migrate --print --grants` gives them.
+    pub(crate) fn as_owner(mut self) -> Self {
+        self.as_owner = true;
+        self
+    }
+
     /// Prepares the tables, as an operator would before the first start.
     pub(crate) async fn migrate(&self) {
         let mut relay = self.spawn(&["migrate", "--yes"]);
@@ -83,6 +92,26 @@ impl<'a> Setup<'a> {
             "migrate: {status}\n{}",
             relay.log.lines().join("\n")
         );
+        self.grant().await;
+    }
+
+    /// Gives the relays' role what it needs, as the product prints it.
+    pub(crate) async fn grant(&self) {
+        let file = self.write_config("grants", false);
+        let printed = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
+            .args(["migrate", "--print", "--grants", "--runner"])
+            .arg(self.world.runner())
+            .arg("--config")
+            .arg(&file)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program starts");
+        let script = String::from_utf8(printed.stdout).expect("SQL is text");
+        let (_, runners) = script
+            .split_once("-- 2. After it.")
+            .unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&printed.stderr)));
+        self.world.grant(&format!("-- {runners}")).await;
     }
 
     /// Starts the daemon.
@@ -100,7 +129,9 @@ impl<'a> Setup<'a> {
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Relay {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("relay-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let file = self.write_config(&name);
+        // whoever migrates must own the tables, and an operator's commands have rights of their own
+        let runs = arguments.first() == Some(&"run") && !arguments.contains(&"--migrate");
+        let file = self.write_config(&name, runs && !self.as_owner);
         let mut command = Command::new(&self.program);
         for (variable, _) in std::env::vars() {
             let ours = [
@@ -149,11 +180,15 @@ impl<'a> Setup<'a> {
         }
     }
 
-    fn write_config(&self, name: &str) -> PathBuf {
+    fn write_config(&self, name: &str, as_runner: bool) -> PathBuf {
         let mut text = String::new();
         for (section, keys) in &self.settings {
             writeln!(text, "[{section}]").expect("a string can be written");
             for (key, value) in keys {
+                let value = match (*section, key.as_str()) {
+                    ("database", "url") if as_runner => self.world.as_runner(value),
+                    _ => value.clone(),
+                };
                 writeln!(text, "{key} = {value}").expect("a string can be written");
             }
         }
