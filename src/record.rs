@@ -18,6 +18,13 @@ pub const EVENT_TYPE: &str = "event_type";
 /// On a copy that somebody had published again: when, in UTC (RFC 3339).
 pub const REPLAYED_AT: &str = "outbox_relay_replayed_at";
 
+/// What the names of the relay's own headers begin with, but for the two above: no row may set one.
+pub const RESERVED: &str = "outbox_relay_";
+/// Most headers that a row may have. Each costs the relay and every consumer far more than its few bytes.
+pub const HEADERS_MAX: usize = 1_000;
+/// The longest name of a header. Values have the limit of the whole record.
+pub const HEADER_NAME_BYTES_MAX: usize = 1_024;
+
 /// One Kafka record, borrowed from its event, or owned where it was parked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
@@ -77,7 +84,7 @@ impl<'a> Record<'a> {
     /// The same record, with a header that says it was published again `at` some time.
     #[must_use]
     pub fn replayed(mut self, at: &str) -> Self {
-        // an event that came back as such a copy brings one along
+        // a row parked by an older version may have one of its own
         self.headers.retain(|header| header.name != REPLAYED_AT);
         self.headers.push(Header {
             name: REPLAYED_AT.into(),
@@ -129,15 +136,27 @@ fn own_headers<'a>(json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), R
     let bad = |text: String| Reason::new("bad_header", text);
     let members: Members<'a> = serde_json::from_str(json)
         .map_err(|_| bad("the row's headers are not a JSON object".to_owned()))?;
+    if members.0.len() > HEADERS_MAX {
+        return Err(bad(format!(
+            "the row has {} headers; {HEADERS_MAX} are the most",
+            members.0.len()
+        )));
+    }
     for (name, raw) in members.0 {
         if name.is_empty() || name.contains('\0') {
             return Err(bad(
                 "a header of the row has an empty name or one with a NUL".to_owned(),
             ));
         }
-        if name == EVENT_ID || name == EVENT_TYPE {
+        if name.len() > HEADER_NAME_BYTES_MAX {
             return Err(bad(format!(
-                "the row sets the header `{name}`, which the relay sets"
+                "a header of the row has a name of {} bytes; {HEADER_NAME_BYTES_MAX} are the most",
+                name.len()
+            )));
+        }
+        if name == EVENT_ID || name == EVENT_TYPE || name.starts_with(RESERVED) {
+            return Err(bad(format!(
+                "the row sets the header `{name}`, and only the relay sets such"
             )));
         }
         let text = raw.get();
@@ -348,7 +367,7 @@ mod tests {
                 headers: Some(format!(" {{{}}} ", pairs.join(" ,\n"))),
                 ..event()
             };
-            let bad = |name: &str| name.is_empty() || name.contains('\0') || name == EVENT_ID || name == EVENT_TYPE;
+            let bad = |name: &str| name.is_empty() || name.contains('\0') || name == EVENT_ID || name == EVENT_TYPE || name.starts_with(RESERVED);
             let refused = members.iter().any(|(name, ..)| bad(name));
             let encoded = Record::encode(&event, "t".into());
             prop_assert_eq!(encoded.is_err(), refused);

@@ -347,7 +347,7 @@ impl Checkup {
         found.lanes = lanes;
         let laned = look.wrong.is_empty();
         found.note("lanes", &mut look);
-        let routing = Router::new(outbox.topic.clone()).fingerprint(outbox.layout);
+        let routing = Router::of(outbox).fingerprint(outbox.layout);
         look.routing_kept(&routing).await?;
         found.note("routing", &mut look);
         if laned {

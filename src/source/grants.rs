@@ -30,43 +30,40 @@ const OWN: [(&str, &str); 4] = [
     ("pause", "select"),
 ];
 
-/// On the service's table and the schemas.
-fn rights_outside(outbox: &Outbox) -> Vec<Right> {
-    let table = quote_table(&outbox.table);
-    let schema = &outbox.table.schema;
-    let (t, s) = (literal(&table), literal(schema));
-    let right = |grant: String, check: String| Right { grant, check };
+/// On the schemas: without these nothing in them can even be asked about.
+fn rights_of_schemas(outbox: &Outbox) -> Vec<Right> {
+    let schema = |name: &str, quoted: &str| Right {
+        grant: format!("usage on schema {quoted}"),
+        check: format!("has_schema_privilege({}, 'usage')", literal(name)),
+    };
+    let service = &outbox.table.schema;
     vec![
-        right(
-            format!("usage on schema {}", quote(schema)),
-            format!("has_schema_privilege({s}, 'usage')"),
-        ),
-        right(
-            format!("select on {table}"),
-            format!("has_table_privilege({t}, 'select')"),
-        ),
+        schema(service, &quote(service)),
+        schema("outbox_relay", "outbox_relay"),
+    ]
+}
+
+/// On what is in them.
+fn rights_in_schemas(outbox: &Outbox) -> Vec<Right> {
+    let table = quote_table(&outbox.table);
+    let t = literal(&table);
+    let on_table = |grant: &str, check: String| Right {
+        grant: format!("{grant} on {table}"),
+        check,
+    };
+    let mut all = vec![
+        on_table("select", format!("has_table_privilege({t}, 'select')")),
         // locking a row takes the right to update some column of it
-        right(
-            format!("update (published_at) on {table}"),
+        on_table(
+            "update (published_at)",
             format!(
                 "(has_column_privilege({t}, 'published_at', 'update')
                   or has_table_privilege({t}, 'update'))"
             ),
         ),
         // parking moves rows, whatever becomes of published ones
-        right(
-            format!("delete on {table}"),
-            format!("has_table_privilege({t}, 'delete')"),
-        ),
-        right(
-            "usage on schema outbox_relay".to_owned(),
-            "has_schema_privilege('outbox_relay', 'usage')".to_owned(),
-        ),
-    ]
-}
-
-/// In the relay's own schema, which can be asked about only by who may use it.
-fn rights_inside(outbox: &Outbox) -> Vec<Right> {
+        on_table("delete", format!("has_table_privilege({t}, 'delete')")),
+    ];
     let own = OWN.iter().map(|(name, rights)| {
         let each = rights.split(", ");
         let each = each
@@ -77,7 +74,7 @@ fn rights_inside(outbox: &Outbox) -> Vec<Right> {
             check: each.join(" and "),
         }
     });
-    let mut all: Vec<Right> = own.collect();
+    all.extend(own);
     if outbox.on_published == OnPublished::Archive {
         let table = archive_sql::history(&outbox.table);
         all.push(Right {
@@ -98,15 +95,15 @@ fn rights_inside(outbox: &Outbox) -> Vec<Right> {
 }
 
 impl Look<'_> {
-    /// Which grants are missing, as the statements that give them; first, whether the history is there.
+    /// Which grants are missing, as the statements that give them; in between, whether the history is there.
     pub(super) async fn grants(&mut self) -> Result<(), Error> {
-        self.history().await?;
-        if !self.wrong.is_empty() {
-            return Ok(());
-        }
-        let mut missing = self.missing(rights_outside(self.outbox)).await?;
-        if (missing.iter()).all(|grant| grant != "usage on schema outbox_relay") {
-            missing.extend(self.missing(rights_inside(self.outbox)).await?);
+        let mut missing = self.missing(rights_of_schemas(self.outbox)).await?;
+        if missing.is_empty() {
+            self.history().await?;
+            if !self.wrong.is_empty() {
+                return Ok(());
+            }
+            missing = self.missing(rights_in_schemas(self.outbox)).await?;
         }
         if missing.is_empty() {
             return Ok(());
@@ -231,10 +228,8 @@ $outbox_relay$;\n",
     let mut given = Vec::new();
     for outbox in outboxes {
         sql.push_str(&format!("\n-- {}\n", outbox.table));
-        for right in rights_outside(outbox)
-            .into_iter()
-            .chain(rights_inside(outbox))
-        {
+        let rights = rights_of_schemas(outbox).into_iter();
+        for right in rights.chain(rights_in_schemas(outbox)) {
             if given.contains(&right.grant) {
                 continue;
             }

@@ -107,7 +107,7 @@ impl Inspector {
         if look.wrong.is_empty() {
             look.set_back(lanes).await?;
         }
-        let routing = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
+        let routing = Router::of(&self.outbox).fingerprint(self.outbox.layout);
         if look.wrong.is_empty() {
             look.routing(&routing).await?;
         }

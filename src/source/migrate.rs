@@ -424,7 +424,7 @@ impl TableMigration<'_> {
     async fn find_routing(&mut self) -> Result<Option<Step>, Error> {
         let name = &self.outbox.table;
         let outbox = literal(&name.to_string());
-        let ours = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
+        let ours = Router::of(self.outbox).fingerprint(self.outbox.layout);
         let routing = format!("select routing from outbox_relay.outbox where name = {outbox}");
         let routing = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(routing))
             .fetch_optional(&mut *self.connection);

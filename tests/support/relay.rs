@@ -25,7 +25,6 @@ pub(crate) struct Setup<'a> {
     environment: Vec<(String, String)>,
     failpoints: Vec<String>,
     program: PathBuf,
-    as_owner: bool,
 }
 
 impl<'a> Setup<'a> {
@@ -37,7 +36,6 @@ impl<'a> Setup<'a> {
             environment: Vec::new(),
             failpoints: Vec::new(),
             program: PathBuf::from(env!("CARGO_BIN_EXE_outbox-relay")),
-            as_owner: false,
         };
         setup
             .set("database", "url", &format!("\"{}\"", world.database_url))
@@ -73,13 +71,6 @@ impl<'a> Setup<'a> {
     /// Runs another build of the relay.
     pub(crate) fn program(mut self, program: PathBuf) -> Self {
         self.program = program;
-        self
-    }
-
-    /// Lets relays run as the tests' own role, which may do everything. Without this `run` has the runner's
-    /// rights, and no others, as `migrate --print --grants` gives them.
-    pub(crate) fn as_owner(mut self) -> Self {
-        self.as_owner = true;
         self
     }
 
@@ -129,9 +120,10 @@ impl<'a> Setup<'a> {
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Relay {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("relay-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        // whoever migrates must own the tables, and an operator's commands have rights of their own
+        // The daemon has the runner's rights, and no others, as `migrate --print --grants` gives them. Whoever
+        // migrates must own the tables, and an operator's commands have rights of their own.
         let runs = arguments.first() == Some(&"run") && !arguments.contains(&"--migrate");
-        let file = self.write_config(&name, runs && !self.as_owner);
+        let file = self.write_config(&name, runs);
         let mut command = Command::new(&self.program);
         for (variable, _) in std::env::vars() {
             let ours = [
