@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::support::cluster;
 use crate::support::guarded::{Guarded, PASSWORD, USER};
 use crate::support::outbox::{Layout, OnPublished, Outbox};
+use crate::faults::clocks::fake_time;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::relay::Setup;
 use crate::support::writers::one;
@@ -664,32 +665,24 @@ fn a_pooler_that_loses_prepared_statements_is_found() {
 /// seen to stand still there.
 #[test]
 fn a_clock_that_is_wrong_is_found() {
+    let library = match fake_time() {
+        Ok(library) => library,
+        Err(why) => return support::skip(&why),
+    };
     support::run(async |world| {
         let outbox = Outbox::classic();
         outbox.create(world).await;
         let setup = world.relay(&[&outbox]);
         setup.migrate().await;
         check(&setup, &[]).await.assert_clean_of("clock", "");
-        world
-            .execute(
-                "create schema late;
-                 create function late.clock_timestamp() returns timestamptz language sql volatile
-                   as $$ select pg_catalog.clock_timestamp() - interval '1 hour' $$",
-            )
-            .await;
-        let database = world.database();
-        world
-            .execute(&format!(
-                "alter database \"{database}\" set search_path = late, pg_catalog, public"
-            ))
-            .await;
+        let setup = world
+            .relay(&[&outbox])
+            .env("LD_PRELOAD", &library.to_string_lossy())
+            .env("FAKETIME", "+1h")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         let checked = check(&setup, &[]).await;
         let (level, fix) = checked.found("clock", "s behind this machine's");
         assert!(level == "warn" && fix.contains("timedatectl"), "{fix}");
-        world
-            .execute(&format!("alter database \"{database}\" reset search_path"))
-            .await;
-        check(&setup, &[]).await.assert_clean_of("clock", "");
     });
 }
 

@@ -34,6 +34,7 @@ mod roles;
 mod see;
 mod settled;
 mod start;
+mod supply;
 mod support;
 mod tail;
 mod tidy;

@@ -160,6 +160,21 @@ fn the_right_to_write_may_be_revoked_and_given_back() {
         };
         write().await;
         outbox.wait_drained(world, SOON).await;
+        // all that it was given is to write: it says once of each topic what it does without
+        let told = "the relay may not read the settings of the topic";
+        eventually(SOON, "it is told of both", async || {
+            let lines = relay.lines();
+            topics.iter().all(|topic| {
+                let of = |line: &&String| line.contains(told) && line.contains(topic.as_str());
+                lines.iter().filter(of).count() == 1
+            })
+        })
+        .await;
+        let line = relay.wait_line(told, SOON).await;
+        assert!(
+            line.contains("--operation DescribeConfigs") && line.contains("WARN"),
+            "{line}"
+        );
 
         guarded.revoke(&topics[0]).await;
         for round in 1..=3 {
@@ -199,6 +214,11 @@ fn the_right_to_write_may_be_revoked_and_given_back() {
             granted.elapsed()
         ));
         assert!(relay.is_running());
+        assert_eq!(
+            relay.lines().iter().filter(|line| line.contains(told)).count(),
+            2,
+            "once each"
+        );
         relay.stop().await;
         assert_eq!(parked(world).await, 0);
         let report = world.check_in(&guarded.kafka(), &ledger).await;
