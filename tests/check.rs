@@ -10,10 +10,10 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::faults::clocks::fake_time;
 use crate::support::cluster;
 use crate::support::guarded::{Guarded, PASSWORD, USER};
 use crate::support::outbox::{Layout, OnPublished, Outbox};
-use crate::faults::clocks::fake_time;
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::relay::Setup;
 use crate::support::writers::one;

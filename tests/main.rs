@@ -31,6 +31,7 @@ mod refusal;
 mod reload;
 mod replay;
 mod roles;
+mod secrets;
 mod see;
 mod settled;
 mod start;

@@ -117,7 +117,10 @@ fn may_use(expression: &str, allowed: &BTreeSet<String>) -> bool {
     if both.len() > 1 {
         return both.iter().all(|part| may_use(part, allowed));
     }
-    match text.strip_prefix('(').and_then(|text| text.strip_suffix(')')) {
+    match text
+        .strip_prefix('(')
+        .and_then(|text| text.strip_suffix(')'))
+    {
         Some(inner) => may_use(inner, allowed),
         None => allowed.contains(text),
     }
@@ -144,7 +147,10 @@ fn every_crate_has_a_licence_and_a_source_that_are_allowed() {
         if !may_use(&spdx(&it.licence), &allowed) {
             faults.push(format!("{name}: the licence `{}`", it.licence));
         }
-        let registry = it.source.as_deref().and_then(|it| it.strip_prefix("registry+"));
+        let registry = it
+            .source
+            .as_deref()
+            .and_then(|it| it.strip_prefix("registry+"));
         if *id != root && !registry.is_some_and(|it| registries.contains(it)) {
             faults.push(format!("{name}: from {:?}", it.source));
         }

@@ -414,11 +414,7 @@ fn read_limits(settings: &ClientConfig, topics: &[String]) -> Limits {
     };
     Limits {
         others_denied: described.iter().any(denied),
-        known: described
-            .into_iter()
-            .flatten()
-            .filter_map(limit)
-            .collect(),
+        known: described.into_iter().flatten().filter_map(limit).collect(),
     }
 }
 

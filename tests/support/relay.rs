@@ -237,6 +237,11 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to stop.
     pub(crate) fn sigterm(&self) {
         janitor::signal(self.child.id(), Signal::TERM);
