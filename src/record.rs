@@ -259,17 +259,36 @@ mod tests {
     #[test]
     fn a_replayed_record_differs_in_one_header_alone() {
         let mut event = event();
-        event.headers = Some(r#"{"a": "1", "outbox_relay_replayed_at": "long ago"}"#.into());
-        let record = Record::encode(&event, "t".into()).unwrap();
-        let mut replayed = record.clone().replayed("today");
+        event.headers = Some(r#"{"a": "1"}"#.into());
+        let plain = Record::encode(&event, "t".into()).unwrap();
+        // once more of a copy that was one already
+        let mut replayed = plain.clone().replayed("long ago").replayed("today");
         let added = replayed.headers.pop().unwrap();
         assert_eq!(
             (&*added.name, added.value.as_deref()),
             (REPLAYED_AT, Some(&b"today"[..]))
         );
-        let mut plain = event.clone();
-        plain.headers = Some(r#"{"a": "1"}"#.into());
-        assert_eq!(replayed, Record::encode(&plain, "t".into()).unwrap());
+        assert_eq!(replayed, plain);
+    }
+
+    #[test]
+    fn headers_have_a_limit_in_number_and_in_the_length_of_a_name() {
+        let encodes = |headers: String| {
+            let mut event = event();
+            event.headers = Some(headers);
+            Record::encode(&event, "t".into())
+                .map_err(|reason| reason.class)
+                .map(drop)
+        };
+        let many = |headers: usize| {
+            let members: Vec<String> = (0..headers).map(|n| format!("\"{n}\": 1")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        let long = |bytes: usize| format!("{{\"{}\": 1}}", "n".repeat(bytes));
+        assert_eq!(encodes(many(HEADERS_MAX)), Ok(()));
+        assert_eq!(encodes(many(HEADERS_MAX + 1)), Err("bad_header"));
+        assert_eq!(encodes(long(HEADER_NAME_BYTES_MAX)), Ok(()));
+        assert_eq!(encodes(long(HEADER_NAME_BYTES_MAX + 1)), Err("bad_header"));
     }
 
     #[test]
@@ -297,6 +316,8 @@ mod tests {
             r#"{"a\u0000b": "x"}"#,
             r#"{"event_id": "forged"}"#,
             r#"{"event_type": "forged"}"#,
+            r#"{"outbox_relay_replayed_at": "forged"}"#,
+            r#"{"outbox_relay_": "forged"}"#,
         ] {
             let mut event = event();
             event.headers = Some(headers.into());

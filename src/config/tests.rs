@@ -623,7 +623,9 @@ fn topics_allowed_are_a_list_in_the_file_and_in_the_environment() {
     }
     let error = error_of("topic = \"orders\"\ntopics_allowed = [\"*-events\"]");
     assert!(error.contains("every row would be parked"), "{error}");
-    config(&format!("{SMALL}topic = \"orders\"\ntopics_allowed = [\"ord*\"]"));
+    config(&format!(
+        "{SMALL}topic = \"orders\"\ntopics_allowed = [\"ord*\"]"
+    ));
 }
 
 #[test]
