@@ -23,6 +23,13 @@ pub(super) type Writer = (String, bool);
 /// everybody's.
 pub(super) const SEARCH_PATH: &str = "set local search_path = pg_catalog, pg_temp";
 
+/// Whether any of those who wrote `then` may do so `now`. A prepared transaction may be any of them: servers
+/// older than 14.1 give it a new name.
+pub(super) fn may_write_still(then: &[Writer], now: &[Writer]) -> bool {
+    let is = |(name, _): &Writer| now.iter().any(|(it, prepared)| *prepared || it == name);
+    then.iter().any(is)
+}
+
 /// How much longer than the server's own statement time-out the relay waits for an answer.
 const GRACE: Duration = Duration::from_secs(5);
 
