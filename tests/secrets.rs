@@ -138,7 +138,7 @@ fn no_command_tells_a_password_or_a_payload_at_any_level() {
             &["replay", "--id", &published, "--yes"],
             &["parked", "retry", "--id", &id, "--yes"],
             &["parked", "skip", "--id", &id, "--yes"],
-            &["purge", "--yes"],
+            &["purge", "--older-than", "1h", "--yes"],
             &["adopt", "--yes"],
             &["run", "--until-empty"],
             &["uninstall", "--yes"],

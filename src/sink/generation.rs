@@ -334,7 +334,7 @@ fn ask_topic(producer: &BaseProducer<Reports>, topic: &str) -> Result<Answer, Ka
 /// What Kafka tells of size limits.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
-    known: Vec<(String, Option<usize>)>,
+    known: Vec<(String, Limit)>,
     /// Whether the relay may not read those of the other topics that were asked for.
     others_denied: bool,
 }
@@ -353,8 +353,7 @@ impl Limits {
     /// The limit of `topic`, which was asked for.
     pub(super) fn of(&self, topic: &str) -> Limit {
         match self.known.iter().find(|(name, _)| name == topic) {
-            Some((_, Some(bytes))) => Limit::Bytes(*bytes),
-            Some((_, None)) => Limit::Untold,
+            Some((_, limit)) => *limit,
             None if self.others_denied => Limit::Denied,
             None => Limit::Untold,
         }
@@ -405,7 +404,13 @@ fn read_limits(settings: &ClientConfig, topics: &[String]) -> Limits {
         };
         let entry = resource.get("max.message.bytes");
         let value = entry.and_then(|entry| entry.value.as_deref());
-        Some((name.clone(), value.and_then(|value| value.parse().ok())))
+        let limit = match value.and_then(|value| value.parse().ok()) {
+            Some(bytes) => Limit::Bytes(bytes),
+            // who lacks the right gets an answer without entries
+            None if resource.entries.is_empty() => Limit::Denied,
+            None => Limit::Untold,
+        };
+        Some((name.clone(), limit))
     };
     // a refusal does not say of which topic it is
     let denied = |result: &Result<_, Code>| {
