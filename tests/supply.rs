@@ -100,12 +100,13 @@ fn may_use(expression: &str, allowed: &BTreeSet<String>) -> bool {
         let (mut parts, mut depth, mut from) = (Vec::new(), 0, 0);
         for (at, c) in text.char_indices() {
             depth += i32::from(c == '(') - i32::from(c == ')');
-            if depth == 0 && at >= from && text[at..].starts_with(by) {
-                parts.push(&text[from..at]);
+            let rest = text.get(at..).unwrap_or_default();
+            if depth == 0 && at >= from && rest.starts_with(by) {
+                parts.push(text.get(from..at).unwrap_or_default());
                 from = at + by.len();
             }
         }
-        parts.push(&text[from..]);
+        parts.push(text.get(from..).unwrap_or_default());
         parts
     }
     let text = expression.trim();
@@ -300,7 +301,7 @@ impl Vendored {
         match (self.name, parts.as_slice()) {
             // 0xMMmmrrxx, of which the last is for what is no release
             ("librdkafka", [hex]) => {
-                let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+                let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2).unwrap(), 16).unwrap();
                 format!("{}.{}.{}", byte(0), byte(2), byte(4))
             }
             _ => parts.join("."),

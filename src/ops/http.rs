@@ -131,9 +131,9 @@ async fn as_it_is(mut response: Response) -> Response {
     ];
     for (name, rule) in rules {
         let headers = response.headers_mut();
-        headers
-            .entry(name)
-            .or_insert(HeaderValue::from_static(rule));
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(rule));
+        }
     }
     response
 }
