@@ -301,7 +301,8 @@ impl Vendored {
         match (self.name, parts.as_slice()) {
             // 0xMMmmrrxx, of which the last is for what is no release
             ("librdkafka", [hex]) => {
-                let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2).unwrap(), 16).unwrap();
+                let byte =
+                    |at: usize| u8::from_str_radix(hex.get(at..at + 2).unwrap(), 16).unwrap();
                 format!("{}.{}.{}", byte(0), byte(2), byte(4))
             }
             _ => parts.join("."),
