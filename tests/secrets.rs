@@ -9,7 +9,6 @@ use uuid::Uuid;
 use crate::operating::{command, ends};
 use crate::see::{Seen, watched};
 use crate::support::outbox::{Layout, OnPublished, Outbox, parked};
-use crate::support::relay::Setup;
 use crate::support::writers::one;
 use crate::support::{self, World, eventually, topic_of};
 
