@@ -170,11 +170,6 @@ fn no_command_tells_a_password_or_a_payload_at_any_level() {
             setup().set("database", "connect_timeout", &format!("\"{SECRET}\"")),
             setup().set(
                 "kafka.properties",
-                "\"sasl.mechanism\"",
-                &format!("\"{SECRET}\""),
-            ),
-            setup().set(
-                "kafka.properties",
                 "\"sasl.pasword\"",
                 &format!("\"{SECRET}\""),
             ),

@@ -556,8 +556,9 @@ pub fn own_topics(outbox: &Outbox, own: &BTreeSet<String>) -> Line {
     if own.is_empty() || !outbox.topics_allowed.is_any() {
         return Line::ok("allowed", "no row reaches a topic that it should not");
     }
-    let topics: BTreeSet<String> = (own.iter().cloned())
+    let topics: BTreeSet<String> = (own.iter())
         .filter(|topic| route::illegal(topic).is_none())
+        .cloned()
         .chain([outbox.topic.pattern()])
         .collect();
     let listed = topics.iter().take(TOPICS_SHOWN);
