@@ -27,6 +27,14 @@ fuzz TARGET *ARGS:
     mkdir -p fuzz/corpus/{{TARGET}}
     cargo +nightly fuzz run -s none {{TARGET}} fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}} {{ARGS}}
 
+# what the program is made of, written anew: after every change of Cargo.lock
+sbom:
+    OUTBOX_SBOM_WRITE=1 cargo test --test main supply::
+
+# licences, sources, bans and known faults of what the program is made of; wants cargo-deny and the network
+deny:
+    cargo deny --locked check
+
 # everything CI does
 ci *STEPS:
     .ci/run {{STEPS}}

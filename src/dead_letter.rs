@@ -40,7 +40,7 @@ impl Letter {
     pub fn record<'a>(&'a self, topic: &'a str) -> Record<'a> {
         let mut record = self.record.by_ref();
         record.topic = topic.into();
-        // an event that came back as a dead letter brings such headers along
+        // a row parked by an older version may have such of its own
         (record.headers).retain(|header| !header.name.starts_with(PREFIX));
         record.headers.extend(self.headers());
         record

@@ -18,6 +18,13 @@ pub const EVENT_TYPE: &str = "event_type";
 /// On a copy that somebody had published again: when, in UTC (RFC 3339).
 pub const REPLAYED_AT: &str = "outbox_relay_replayed_at";
 
+/// What the names of the relay's own headers begin with, but for the two above: no row may set one.
+pub const RESERVED: &str = "outbox_relay_";
+/// Most headers that a row may have. Each costs the relay and every consumer far more than its few bytes.
+pub const HEADERS_MAX: usize = 1_000;
+/// The longest name of a header. Values have the limit of the whole record.
+pub const HEADER_NAME_BYTES_MAX: usize = 1_024;
+
 /// One Kafka record, borrowed from its event, or owned where it was parked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'a> {
@@ -77,7 +84,7 @@ impl<'a> Record<'a> {
     /// The same record, with a header that says it was published again `at` some time.
     #[must_use]
     pub fn replayed(mut self, at: &str) -> Self {
-        // an event that came back as such a copy brings one along
+        // a row parked by an older version may have one of its own
         self.headers.retain(|header| header.name != REPLAYED_AT);
         self.headers.push(Header {
             name: REPLAYED_AT.into(),
@@ -129,15 +136,27 @@ fn own_headers<'a>(json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), R
     let bad = |text: String| Reason::new("bad_header", text);
     let members: Members<'a> = serde_json::from_str(json)
         .map_err(|_| bad("the row's headers are not a JSON object".to_owned()))?;
+    if members.0.len() > HEADERS_MAX {
+        return Err(bad(format!(
+            "the row has {} headers; {HEADERS_MAX} are the most",
+            members.0.len()
+        )));
+    }
     for (name, raw) in members.0 {
         if name.is_empty() || name.contains('\0') {
             return Err(bad(
                 "a header of the row has an empty name or one with a NUL".to_owned(),
             ));
         }
-        if name == EVENT_ID || name == EVENT_TYPE {
+        if name.len() > HEADER_NAME_BYTES_MAX {
             return Err(bad(format!(
-                "the row sets the header `{name}`, which the relay sets"
+                "a header of the row has a name of {} bytes; {HEADER_NAME_BYTES_MAX} are the most",
+                name.len()
+            )));
+        }
+        if name == EVENT_ID || name == EVENT_TYPE || name.starts_with(RESERVED) {
+            return Err(bad(format!(
+                "the row sets the header `{name}`, and only the relay sets such"
             )));
         }
         let text = raw.get();
@@ -240,17 +259,36 @@ mod tests {
     #[test]
     fn a_replayed_record_differs_in_one_header_alone() {
         let mut event = event();
-        event.headers = Some(r#"{"a": "1", "outbox_relay_replayed_at": "long ago"}"#.into());
-        let record = Record::encode(&event, "t".into()).unwrap();
-        let mut replayed = record.clone().replayed("today");
+        event.headers = Some(r#"{"a": "1"}"#.into());
+        let plain = Record::encode(&event, "t".into()).unwrap();
+        // once more of a copy that was one already
+        let mut replayed = plain.clone().replayed("long ago").replayed("today");
         let added = replayed.headers.pop().unwrap();
         assert_eq!(
             (&*added.name, added.value.as_deref()),
             (REPLAYED_AT, Some(&b"today"[..]))
         );
-        let mut plain = event.clone();
-        plain.headers = Some(r#"{"a": "1"}"#.into());
-        assert_eq!(replayed, Record::encode(&plain, "t".into()).unwrap());
+        assert_eq!(replayed, plain);
+    }
+
+    #[test]
+    fn headers_have_a_limit_in_number_and_in_the_length_of_a_name() {
+        let encodes = |headers: String| {
+            let mut event = event();
+            event.headers = Some(headers);
+            Record::encode(&event, "t".into())
+                .map_err(|reason| reason.class)
+                .map(drop)
+        };
+        let many = |headers: usize| {
+            let members: Vec<String> = (0..headers).map(|n| format!("\"{n}\": 1")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        let long = |bytes: usize| format!("{{\"{}\": 1}}", "n".repeat(bytes));
+        assert_eq!(encodes(many(HEADERS_MAX)), Ok(()));
+        assert_eq!(encodes(many(HEADERS_MAX + 1)), Err("bad_header"));
+        assert_eq!(encodes(long(HEADER_NAME_BYTES_MAX)), Ok(()));
+        assert_eq!(encodes(long(HEADER_NAME_BYTES_MAX + 1)), Err("bad_header"));
     }
 
     #[test]
@@ -278,6 +316,8 @@ mod tests {
             r#"{"a\u0000b": "x"}"#,
             r#"{"event_id": "forged"}"#,
             r#"{"event_type": "forged"}"#,
+            r#"{"outbox_relay_replayed_at": "forged"}"#,
+            r#"{"outbox_relay_": "forged"}"#,
         ] {
             let mut event = event();
             event.headers = Some(headers.into());
@@ -348,7 +388,7 @@ mod tests {
                 headers: Some(format!(" {{{}}} ", pairs.join(" ,\n"))),
                 ..event()
             };
-            let bad = |name: &str| name.is_empty() || name.contains('\0') || name == EVENT_ID || name == EVENT_TYPE;
+            let bad = |name: &str| name.is_empty() || name.contains('\0') || name == EVENT_ID || name == EVENT_TYPE || name.starts_with(RESERVED);
             let refused = members.iter().any(|(name, ..)| bad(name));
             let encoded = Record::encode(&event, "t".into());
             prop_assert_eq!(encoded.is_err(), refused);

@@ -4,14 +4,18 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use crate::config::Layout;
+use crate::config::{Layout, Outbox};
 use crate::event::Event;
 use crate::outcome::Reason;
+
+/// The class of [`Reason`] of a row whose topic is none of [`Allowed`].
+pub const NOT_ALLOWED: &str = "topic_not_allowed";
 
 /// The topic of an event: the row's own, or the template filled from the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Router {
     template: Template,
+    allowed: Allowed,
 }
 
 /// What the topic of a row is decided by. Two rows that are equal in this go to the same topic.
@@ -87,16 +91,26 @@ impl Routed {
 }
 
 impl Router {
-    /// A router by `template`.
+    /// A router by `template`, to any topic.
     #[must_use]
     pub fn new(template: Template) -> Self {
-        Self { template }
+        let allowed = Allowed::default();
+        Self { template, allowed }
+    }
+
+    /// The router of `outbox`.
+    #[must_use]
+    pub fn of(outbox: &Outbox) -> Self {
+        Self {
+            template: outbox.topic.clone(),
+            allowed: outbox.topics_allowed.clone(),
+        }
     }
 
     /// The topic `event` belongs to.
     ///
     /// # Errors
-    /// The reason to park the row: its topic is not a legal name.
+    /// The reason to park the row: its topic is not a legal name, or none that rows may go to.
     pub fn topic<'a>(&self, event: &'a Event) -> Result<Cow<'a, str>, Reason> {
         self.route(
             &event.aggregate_type,
@@ -128,7 +142,11 @@ impl Router {
             None => Cow::Owned(self.template.fill(aggregate_type, event_type)),
         };
         match illegal(&topic) {
-            None => Ok(topic),
+            None if self.allowed.allows(&topic) => Ok(topic),
+            None => Err(Reason::new(
+                NOT_ALLOWED,
+                format!("the row's topic {topic} is not among topics_allowed of its outbox"),
+            )),
             Some(why) => Err(Reason::new(
                 "illegal_topic",
                 format!("the row's topic {why}"),
@@ -171,6 +189,76 @@ pub(crate) fn illegal(topic: &str) -> Option<String> {
 
 fn legal(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// The topics that rows may go to. None of them written down: any.
+///
+/// Whoever may insert a row chooses its topic, by its columns, among all that the relay's credentials
+/// reach. This narrows that to what was meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowed(Vec<TopicPattern>);
+
+/// A topic, or with `*` for any part of it, several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicPattern(String);
+
+impl Allowed {
+    /// Those that one of `patterns` fits.
+    #[must_use]
+    pub fn new(patterns: Vec<TopicPattern>) -> Self {
+        Self(patterns)
+    }
+
+    /// Whether a row may go to `topic`.
+    #[must_use]
+    pub fn allows(&self, topic: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|pattern| pattern.fits(topic))
+    }
+
+    /// Whether nothing was written down.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl TopicPattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// One sentence on what is wrong with `text`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("it is empty".into());
+        }
+        match text.chars().find(|c| *c != '*' && !legal(*c)) {
+            Some(c) => Err(format!(
+                "it has the character {c:?}; topics have a-z A-Z 0-9 . _ -, and * is any part"
+            )),
+            None => Ok(Self(text.to_owned())),
+        }
+    }
+
+    /// Whether `topic` is one of these.
+    #[must_use]
+    pub fn fits(&self, topic: &str) -> bool {
+        let Some((head, rest)) = self.0.split_once('*') else {
+            return self.0 == topic;
+        };
+        let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
+        let within = topic.strip_prefix(head);
+        let Some(mut within) = within.and_then(|within| within.strip_suffix(tail)) else {
+            return false;
+        };
+        // the first place of each part leaves the most for those behind it
+        for part in middle.split('*') {
+            match within.split_once(part) {
+                Some((_, after)) => within = after,
+                None => return false,
+            }
+        }
+        true
+    }
 }
 
 /// A topic name with places to fill: `${aggregate_type:lower}-events`.
@@ -269,6 +357,13 @@ impl Template {
             [Part::Text(topic)] => Some(topic),
             _ => None,
         }
+    }
+
+    /// A pattern of the topics that it gives.
+    #[must_use]
+    pub fn pattern(&self) -> String {
+        let parts = self.parts.iter();
+        parts.map(|part| part.text().unwrap_or("*")).collect()
     }
 
     /// Whether a row could be routed to `topic`: each field may have filled in anything.
@@ -412,6 +507,61 @@ mod tests {
         }
         assert!(topic("${aggregate_type}", &event("Größe", "b", None)).is_err());
         assert!(topic("t", &event("a", "b", Some(&"x".repeat(249)))).is_ok());
+    }
+
+    #[test]
+    fn rows_go_to_no_topic_but_those_allowed() {
+        let allowed = |patterns: &[&str]| {
+            let parse = |text: &&str| TopicPattern::parse(text).unwrap();
+            Allowed::new(patterns.iter().map(parse).collect())
+        };
+        for (patterns, topic, may) in [
+            (&[][..], "anything", true),
+            (&["billing"], "billing", true),
+            (&["billing"], "billing2", false),
+            (&["billing"], "Billing", false),
+            (&["a", "billing"], "billing", true),
+            (&["*-events"], "order-events", true),
+            (&["*-events"], "-events", true),
+            (&["*-events"], "order-events-2", false),
+            (&["shop.*"], "shop.a.b", true),
+            (&["shop.*"], "workshop.a", false),
+            // a dot is a dot
+            (&["shop.*"], "shopxa", false),
+            (&["a*b*c"], "abc", true),
+            (&["a*b*c"], "a-b-b-c", true),
+            (&["a*b*c"], "acb", false),
+            // a head and a tail do not share a letter
+            (&["ab*ba"], "aba", false),
+            (&["*"], "anything", true),
+            (&["**"], "a", true),
+            (&["*a*a*"], "a", false),
+        ] {
+            assert_eq!(allowed(patterns).allows(topic), may, "{patterns:?} {topic}");
+        }
+        for (pattern, why) in [
+            ("", "empty"),
+            ("a b", "' '"),
+            ("[a]", "'['"),
+            ("a\0", "'\\0'"),
+        ] {
+            let error = TopicPattern::parse(pattern).unwrap_err();
+            assert!(error.contains(why), "{pattern:?}: {error}");
+        }
+        let router = Router {
+            template: Template::parse(Template::DEFAULT).unwrap(),
+            allowed: allowed(&["*-events"]),
+        };
+        assert!(router.topic(&event("Order", "x", None)).is_ok());
+        let elsewhere = event("Order", "x", Some("__consumer_offsets"));
+        let reason = router.topic(&elsewhere).unwrap_err();
+        assert_eq!(reason.class, NOT_ALLOWED);
+        assert!(reason.text.contains("__consumer_offsets"), "{reason}");
+        // what is no topic at all is said first
+        let reason = router.topic(&event("Order", "x", Some("a b"))).unwrap_err();
+        assert_eq!(reason.class, "illegal_topic");
+        let pattern = router.template.pattern();
+        assert_eq!(pattern, "*-events");
     }
 
     #[test]

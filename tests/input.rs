@@ -110,7 +110,9 @@ fn a_missing_grant_is_told_as_the_statement_to_run() {
             .execute(&format!("create role \"{role}\" login password 'reader'"))
             .await;
         world
-            .execute(&format!("grant select on outbox to \"{role}\""))
+            .execute(&format!(
+                "grant usage on schema outbox_relay to \"{role}\"; grant select on outbox to \"{role}\""
+            ))
             .await;
         let (server, database) = world.database_url.rsplit_once('/').unwrap();
         let address = server

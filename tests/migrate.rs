@@ -261,6 +261,7 @@ fn migrate_print_is_plain_sql_that_may_run_twice() {
             let n = ledger.count_of(&other) + 1;
             ledger.push(one(world, &empty, &aggregate_type, &other, n).await);
         }
+        setup.grant().await;
         let status = setup.until_empty(LATER).await;
         assert!(status.success(), "{status}");
         world.check(&ledger).await.assert_clean(0);
@@ -357,6 +358,7 @@ fn migrate_waits_for_a_long_transaction_and_makes_nobody_else_wait_for_long() {
             assert!(status.success(), "{step}: {}", migrating.lines().join("\n"));
             assert_eq!(world.number(INDEX_VALID).await, 1, "{step}");
         }
+        setup.grant().await;
         assert!(setup.until_empty(LATER).await.success());
         world.check(&ledger).await.assert_clean(0);
     });

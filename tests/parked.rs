@@ -684,7 +684,7 @@ fn only_parked_rows_that_nothing_waits_for_are_dropped_and_only_when_told() {
                 "update outbox_relay.parked set skipped_at = now() + interval '1 hour'
                   where aggregate_id = 'a' and seq <= 10;
                  create table drops (n bigint);
-                 create function count_drops() returns trigger language plpgsql as $$
+                 create function count_drops() returns trigger language plpgsql security definer as $$
                    begin insert into public.drops select count(*) from gone; return null; end $$;
                  create trigger count_drops after delete on outbox_relay.parked
                    referencing old table as gone for each statement execute function count_drops()",

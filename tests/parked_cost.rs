@@ -206,11 +206,11 @@ fn a_hundred_thousand_rows_behind_a_blocked_one_move_once_and_their_lane_goes_on
                         to_jsonb(i)
                    from generate_series(1, {rows}) i;
                  create table moves (id bigint generated always as identity, what text, n bigint);
-                 create function count_parked() returns trigger language plpgsql as $$
+                 create function count_parked() returns trigger language plpgsql security definer as $$
                    begin insert into public.moves (what, n) select 'parked', count(*) from came; return null; end $$;
                  create trigger count_parked after insert on outbox_relay.parked
                    referencing new table as came for each statement execute function count_parked();
-                 create function count_others() returns trigger language plpgsql as $$
+                 create function count_others() returns trigger language plpgsql security definer as $$
                    begin insert into public.moves (what, n)
                          select 'other', count(*) from gone where aggregate_id <> 'hot' having count(*) > 0;
                          return null; end $$;

@@ -40,7 +40,7 @@ fn marked_rows_are_purged_after_their_retention_in_batches() {
             .execute(&format!(
                 "{} {} {}
                  create table deletions (n bigint);
-                 create function count_deletions() returns trigger language plpgsql as $$
+                 create function count_deletions() returns trigger language plpgsql security definer as $$
                    begin insert into public.deletions select count(*) from gone; return null; end $$;
                  create trigger count_deletions after delete on outbox
                    referencing old table as gone for each statement execute function count_deletions()",

@@ -73,7 +73,7 @@ impl Wanted {
 
     /// A row of `kind` was seen, of `bytes`. The reason, if no topic can have it.
     fn see(&mut self, outbox: &Outbox, kind: &Kind, bytes: u64) -> Option<String> {
-        match Router::new(outbox.topic.clone()).topic_of(kind) {
+        match Router::of(outbox).topic_of(kind) {
             Ok(topic) => {
                 let largest = self.largest.entry(topic.into_owned()).or_default();
                 *largest = bytes.max(*largest);
@@ -215,8 +215,9 @@ async fn rows(
         let bytes = u64::try_from(row.bytes).unwrap_or(0);
         (row.kind, bytes)
     });
-    let mut refused = BTreeSet::new();
+    let (mut refused, mut own) = (BTreeSet::new(), BTreeSet::new());
     for (kind, bytes) in kinds.chain(largest) {
+        own.extend(kind.topic.clone());
         if let Some(why) = wanted.see(outbox, &kind, bytes) {
             refused.insert(why);
         }
@@ -224,6 +225,7 @@ async fn rows(
     for why in refused {
         say(postgres::illegal_topic(&why));
     }
+    say(postgres::own_topics(outbox, &own));
 }
 
 /// A question that could not be answered.

@@ -1,12 +1,13 @@
 //! The facts about Postgres, judged. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::is_direct;
-use super::line::{Line, shell};
+use super::line::{Level, Line, shell};
 use crate::config::{Config, Layout, OnPublished, Outbox, TableName};
 use crate::finding::Fix;
+use crate::route;
 use crate::source::{Counts, Holder, Inspected, Pooler, Server, literal, quote, quote_table};
 
 /// A clock that is off by more is worth a word.
@@ -15,6 +16,8 @@ const SKEW_MAX_S: f64 = 1.0;
 const DEAD_ROWS_MIN: i64 = 10_000;
 /// Fewer inserts say nothing about what the service does.
 const INSERTS_MIN: i64 = 20;
+/// Topics that a fix lists at most.
+const TOPICS_SHOWN: usize = 50;
 /// What a batch takes beyond the publish time-out.
 const BATCH_SLACK: Duration = Duration::from_secs(15);
 
@@ -317,6 +320,13 @@ pub fn inspected(outbox: &Outbox, inspected: &Inspected) -> Vec<Line> {
             None => skipped.push(item),
         }
     }
+    if let Some(lacking) = &inspected.lacking {
+        let level = Level::Warn;
+        lines.push(Line {
+            level,
+            ..Line::found("grants", lacking)
+        });
+    }
     if let Some(first) = skipped.first() {
         let why = format!("{}: what they rest on is not well", skipped.join(", "));
         lines.push(Line::skip(first, why));
@@ -537,7 +547,32 @@ pub fn illegal_topic(why: &str) -> Line {
         "routing",
         format!("the topic of some rows {why}: they will be parked"),
     )
-    .words("change outbox.topic, or the types that the service writes")
+    .words("change outbox.topic or outbox.topics_allowed, or what the service writes")
+}
+
+/// Whether rows that choose their topic, `own`, may choose any.
+#[must_use]
+pub fn own_topics(outbox: &Outbox, own: &BTreeSet<String>) -> Line {
+    if own.is_empty() || !outbox.topics_allowed.is_any() {
+        return Line::ok("allowed", "no row reaches a topic that it should not");
+    }
+    let topics: BTreeSet<String> = (own.iter())
+        .filter(|topic| route::illegal(topic).is_none())
+        .cloned()
+        .chain([outbox.topic.pattern()])
+        .collect();
+    let listed = topics.iter().take(TOPICS_SHOWN);
+    let listed: Vec<String> = listed.map(|topic| format!("\"{topic}\"")).collect();
+    Line::warn(
+        "allowed",
+        "rows choose their own topic, and outbox.topics_allowed has no list: whoever may insert a row can \
+         write to every topic that the relay can. Those seen and the usual ones are",
+    )
+    .fix(Fix::Setting {
+        // one of several, as the file has it
+        section: "[outbox]",
+        line: format!("topics_allowed = [{}]", listed.join(", ")),
+    })
 }
 
 fn whole_seconds(seconds: f64) -> humantime::FormattedDuration {
@@ -547,7 +582,6 @@ fn whole_seconds(seconds: f64) -> humantime::FormattedDuration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::line::Level;
     use super::*;
     use crate::config::{Environment, Flags, Purpose, Secret, Settings};
 

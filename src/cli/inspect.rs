@@ -80,7 +80,7 @@ async fn tell(args: &Args, config: &Config, outbox: &Outbox, found: &Whereabouts
         "state": state(found),
     });
     if let Some(row) = &found.row {
-        let topic = Router::new(outbox.topic.clone()).topic(&row.event);
+        let topic = Router::of(outbox).topic(&row.event);
         let topic = topic.map(std::borrow::Cow::into_owned);
         told["seq"] = row.event.seq.into();
         told["aggregate_type"] = row.event.aggregate_type.as_str().into();

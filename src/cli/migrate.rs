@@ -20,6 +20,28 @@ pub struct Args {
     #[arg(long)]
     pub print: bool,
 
+    /// Print two roles and their rights instead: one that migrates, one that relays
+    #[arg(long, requires = "print")]
+    pub grants: bool,
+
+    /// The role that migrates, for --grants
+    #[arg(
+        long,
+        requires = "grants",
+        value_name = "ROLE",
+        default_value = "outbox_relay_owner"
+    )]
+    pub owner: String,
+
+    /// The role that relays, for --grants
+    #[arg(
+        long,
+        requires = "grants",
+        value_name = "ROLE",
+        default_value = "outbox_relay_runner"
+    )]
+    pub runner: String,
+
     /// Agree to what takes a lock or touches rows
     ///
     /// Without it such a step is announced with the number of rows, and not taken.
@@ -41,6 +63,10 @@ impl Args {
 
 /// Applies what is missing, or prints it.
 pub async fn run(args: Args, config: Config) -> Exit {
+    if args.grants {
+        let grants = Migration::print_grants(&config.outboxes, &args.owner, &args.runner);
+        return super::say(&grants);
+    }
     if args.print {
         return super::say(&Migration::print(&config.outboxes));
     }
@@ -101,6 +127,7 @@ Examples:
   outbox-relay migrate --config relay.toml
   DATABASE_URL=postgres://… outbox-relay migrate --table public.outbox --yes
   outbox-relay migrate --table public.outbox --print > V42__outbox_relay.sql
+  outbox-relay migrate --table public.outbox --print --grants > roles.sql
 
 Safe to repeat, and safe on a table with rows and live writers.
 

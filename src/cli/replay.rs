@@ -215,7 +215,7 @@ async fn cluster(config: &Config, inspector: &mut Inspector) -> Result<String, E
 
 /// Rows by the topic that they go to today; what has no legal one is counted under its reason.
 fn by_topic(outbox: &Outbox, rows: &[Marked]) -> BTreeMap<String, usize> {
-    let router = Router::new(outbox.topic.clone());
+    let router = Router::of(outbox);
     let mut topics = BTreeMap::new();
     for row in rows {
         let topic = match router.topic(&row.event) {

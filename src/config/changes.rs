@@ -90,6 +90,11 @@ fn text(written: Option<&Written>) -> Option<String> {
         Value::Text(text) | Value::Untyped(text) => text.expose().trim().to_owned(),
         Value::Whole(number) => number.to_string(),
         Value::Bool(value) => value.to_string(),
+        Value::List(texts) => texts
+            .iter()
+            .map(super::Secret::expose)
+            .collect::<Vec<_>>()
+            .join(" "),
         Value::Pairs(pairs) => {
             let pair =
                 |(name, value): (&String, &super::Secret)| format!("{name}={:?};", value.expose());

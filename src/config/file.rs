@@ -172,7 +172,11 @@ impl File<'_> {
                 .map_or(Value::Other("a number beyond 64 bits"), Value::Whole),
             DeValue::Float(_) => Value::Other("a fraction"),
             DeValue::Datetime(_) => Value::Other("a date"),
-            DeValue::Array(_) => Value::Other("a list"),
+            DeValue::Array(values) => {
+                let text = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(Secret::new);
+                let texts: Option<_> = values.iter().map(text).collect();
+                texts.map_or(Value::Other("a list of more than strings"), Value::List)
+            }
             DeValue::Table(table) => pairs(table),
         };
         Written::new(value, origin)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::written::{Reading, Written};
 use super::{Layout, LogFormat, OnPublished, Secret, TableName, database_url};
-use crate::route::{self, Template};
+use crate::route::{self, Allowed, Template};
 use crate::settle::Policy;
 
 /// A key of the file and what its value is read as.
@@ -250,6 +250,14 @@ keys! {
     TOPIC: Template = Written::template, Spec {
         default: Some(Template::DEFAULT),
         ..Spec::of("outbox", "topic", "a topic, such as \"${aggregate_type:lower}-events\"")
+    };
+
+    /// The topics that rows may go to, as names or with * for any part, such as ["*-events", "billing"].
+    /// A row for another one is parked. Empty: any topic that Kafka lets the relay write to. Set it where
+    /// rows choose their own topic: whoever may insert one could reach all of those.
+    TOPICS_ALLOWED: Allowed = Written::topics, Spec {
+        default: Some("[]"),
+        ..Spec::of("outbox", "topics_allowed", "a list of topics, such as [\"*-events\", \"billing\"]")
     };
 
     /// What a row that cannot be published means for its aggregate. block: its later rows wait

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::route::Template;
+use crate::route::{Allowed, Template};
 use crate::settle::Policies;
 
 mod changes;
@@ -99,6 +99,8 @@ pub struct Outbox {
     pub on_published: OnPublished,
     /// Which topic a row goes to.
     pub topic: Template,
+    /// The topics that rows may go to.
+    pub topics_allowed: Allowed,
     /// What becomes of the rest of an aggregate when one of its rows cannot be published, by the
     /// row's event type.
     pub on_rejected: Policies,

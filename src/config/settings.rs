@@ -251,6 +251,7 @@ impl Settings {
             layout: self.read_of(index, &keys::LAYOUT)?,
             on_published: self.read_of(index, &keys::ON_PUBLISHED)?,
             topic: self.read_of(index, &keys::TOPIC)?,
+            topics_allowed: self.read_of(index, &keys::TOPICS_ALLOWED)?,
             on_rejected: Policies {
                 usual: self.read_of(index, &keys::ON_REJECTED)?,
                 by_event_type: self.read_of(index, &keys::ON_REJECTED_BY_EVENT_TYPE)?,
@@ -406,6 +407,16 @@ impl Settings {
                 if let Some(first) = seen.insert(table, written.origin.clone()) {
                     problems.push(Problem::at(&written.origin, format!("{text} {first}")));
                 }
+            }
+            if let Some(written) = self.written(index, &keys::TOPICS_ALLOWED.spec)
+                && let Ok(allowed) = (keys::TOPICS_ALLOWED.read)(&written)
+                && let Ok(template) = self.read_of(index, &keys::TOPIC)
+                && let Some(topic) = template.constant().filter(|topic| !allowed.allows(topic))
+            {
+                let text = format!(
+                    "`outbox.topics_allowed` does not have `outbox.topic`, {topic}: every row would be parked"
+                );
+                problems.push(Problem::at(&written.origin, text));
             }
             let retention = self.written(index, &keys::RETENTION.spec);
             if let Some(retention) = retention

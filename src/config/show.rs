@@ -165,7 +165,7 @@ impl Settings {
                 Value::Whole(_) | Value::Bool(_) if property_is_secret(&name, "") => quoted(HIDDEN),
                 Value::Whole(number) => number.to_string(),
                 Value::Bool(value) => value.to_string(),
-                Value::Pairs(_) | Value::Other(_) => continue,
+                Value::Pairs(_) | Value::List(_) | Value::Other(_) => continue,
             };
             line(
                 text,
@@ -194,6 +194,10 @@ fn shown(spec: &Spec, written: &Written) -> String {
                 .collect();
             format!("{{ {} }}", pairs.join(", "))
         }
+        Value::List(texts) => {
+            let texts: Vec<String> = texts.iter().map(|text| quoted(text.expose())).collect();
+            format!("[{}]", texts.join(", "))
+        }
         Value::Untyped(text) => literal(spec, text.expose()),
         Value::Other(_) => quoted(HIDDEN),
     }
@@ -206,10 +210,10 @@ fn from(written: &Written) -> String {
     }
 }
 
-/// `text` as the file takes it for this key: numbers, booleans and tables bare, the rest quoted.
+/// `text` as the file takes it for this key: numbers, booleans, tables and lists bare, the rest quoted.
 fn literal(spec: &Spec, text: &str) -> String {
     let bare = |text: &str| {
-        text.parse::<i64>().is_ok() || text.parse::<bool>().is_ok() || text.starts_with('{')
+        text.parse::<i64>().is_ok() || text.parse::<bool>().is_ok() || text.starts_with(['{', '['])
     };
     if bare(text) && spec.default.is_some_and(bare) {
         text.to_owned()

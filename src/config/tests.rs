@@ -592,6 +592,43 @@ fn policies_are_named_by_event_type_in_the_file_and_in_the_environment() {
 }
 
 #[test]
+fn topics_allowed_are_a_list_in_the_file_and_in_the_environment() {
+    assert!(config(SMALL).outboxes[0].topics_allowed.is_any());
+    let key = "topics_allowed";
+    let list = "[\"*-events\", \"billing\"]";
+    let variables = [("OUTBOX_RELAY__OUTBOX__TOPICS_ALLOWED", list)];
+    let in_file = settings(&format!("{SMALL}{key} = {list}"), &[]);
+    for settings in [&in_file, &settings(SMALL, &variables)] {
+        let allowed = &settings.config(Purpose::Run).unwrap().outboxes[0].topics_allowed;
+        assert!(allowed.allows("billing") && allowed.allows("order-events"));
+        assert!(!allowed.allows("secret"));
+        // What is printed is a config.
+        let again = self::settings(&settings.print(), &[]);
+        let again = again.config(Purpose::Run).unwrap();
+        assert_eq!(&again.outboxes[0].topics_allowed, allowed);
+    }
+    for (value, part) in [
+        ("\"billing\"", "this is a string"),
+        ("[1]", "more than strings"),
+        ("[\"billing\", \"a b\"]", "look at number 2"),
+        ("[\"\"]", "it is empty"),
+    ] {
+        let error = error_of(&format!("{key} = {value}"));
+        assert!(error.contains(part), "{value}: {error}");
+    }
+    for value in ["billing", "[1]", "[] \n b = []"] {
+        let variables = [("OUTBOX_RELAY__OUTBOX__TOPICS_ALLOWED", value)];
+        let error = error(&settings(SMALL, &variables));
+        assert!(error.contains("takes a list of topics"), "{error}");
+    }
+    let error = error_of("topic = \"orders\"\ntopics_allowed = [\"*-events\"]");
+    assert!(error.contains("every row would be parked"), "{error}");
+    config(&format!(
+        "{SMALL}topic = \"orders\"\ntopics_allowed = [\"ord*\"]"
+    ));
+}
+
+#[test]
 fn a_dead_letter_topic_is_a_legal_one_and_parked_rows_are_kept_by_default() {
     let outbox = &config(SMALL).outboxes[0];
     assert_eq!(

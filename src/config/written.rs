@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{Secret, TableName, suggest};
-use crate::route::Template;
+use crate::route::{Allowed, Template, TopicPattern};
 
 /// One value and where it is from.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub(super) enum Value {
     Bool(bool),
     /// A table of strings of the file.
     Pairs(BTreeMap<String, Secret>),
+    /// A list of strings of the file.
+    List(Vec<Secret>),
     /// Text of a variable or a flag, which may stand for a number or a boolean too.
     Untyped(Secret),
     /// Something no key takes, by the name of its type.
@@ -198,12 +200,33 @@ impl Written {
         pairs.iter().map(read).collect()
     }
 
+    /// A list, each of its values as `read` reads it: `["a", "b"]`.
+    pub(super) fn list<T>(&self, read: impl Fn(&str) -> Reading<T>) -> Reading<Vec<T>> {
+        let parsed;
+        let texts = match &self.value {
+            Value::List(texts) => texts,
+            Value::Untyped(text) => {
+                parsed = list_in(text.expose())?;
+                &parsed
+            }
+            other => return Err(format!("this is {}", other.type_name())),
+        };
+        let read = |(n, text): (usize, &Secret)| {
+            read(text.expose()).map_err(|why| format!("look at number {}: {why}", n + 1))
+        };
+        texts.iter().enumerate().map(read).collect()
+    }
+
     pub(super) fn table_name(&self) -> Reading<TableName> {
         TableName::parse(self.text()?)
     }
 
     pub(super) fn template(&self) -> Reading<Template> {
         Template::parse(self.text()?)
+    }
+
+    pub(super) fn topics(&self) -> Reading<Allowed> {
+        self.list(TopicPattern::parse).map(Allowed::new)
     }
 }
 
@@ -214,18 +237,32 @@ impl Value {
             Self::Whole(_) => "a number",
             Self::Bool(_) => "a boolean",
             Self::Pairs(_) => "a section",
+            Self::List(_) => "a list",
             Self::Other(name) => name,
         }
     }
 }
 
+/// A value of TOML, in one line.
+fn inline(text: &str) -> Option<toml::Value> {
+    let text = text.trim();
+    let mut table: toml::Table = format!("it = {text}").parse().ok()?;
+    table.remove("it").filter(|_| table.is_empty())
+}
+
+/// A list of TOML whose values are strings.
+fn list_in(text: &str) -> Reading<Vec<Secret>> {
+    let Some(toml::Value::Array(values)) = inline(text) else {
+        return Err("this is no list of TOML".into());
+    };
+    let text = |value: &toml::Value| value.as_str().map(Secret::new);
+    let texts: Option<_> = values.iter().map(text).collect();
+    texts.ok_or_else(|| "it has more than strings in it".to_owned())
+}
+
 /// An inline table of TOML whose values are strings.
 fn pairs_in(text: &str) -> Reading<BTreeMap<String, Secret>> {
-    let text = text.trim();
-    let table: toml::Table = format!("it = {text}")
-        .parse()
-        .map_err(|_| "this is no inline table of TOML".to_owned())?;
-    let Some(toml::Value::Table(pairs)) = table.get("it").filter(|_| table.len() == 1) else {
+    let Some(toml::Value::Table(pairs)) = inline(text) else {
         return Err("this is no inline table of TOML".into());
     };
     let pair = |(name, value): (&String, &toml::Value)| match value {

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
@@ -108,21 +109,42 @@ fn routes(known: Arc<Known>) -> Router {
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .fallback(nothing_here)
+        .layer(map_response(as_it_is))
         .with_state(known)
 }
 
-async fn page() -> Response {
-    let headers = [
+/// Every answer is to be taken as what it says it is, kept nowhere, shown in no frame, and read by no other
+/// site's pages; and nothing of it is to be run, unless it says otherwise itself.
+async fn as_it_is(mut response: Response) -> Response {
+    let rules = [
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
-        // everything it needs is in it, and it asks nobody but this relay
         (
             header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-             img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'",
+            "default-src 'none'; frame-ancestors 'none'",
+        ),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
         ),
     ];
+    for (name, rule) in rules {
+        let headers = response.headers_mut();
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(rule));
+        }
+    }
+    response
+}
+
+async fn page() -> Response {
+    // everything it needs is in it, and it asks nobody but this relay
+    let headers = [(
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+         img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    )];
     (headers, Html(include_str!("page.html"))).into_response()
 }
 
@@ -140,11 +162,7 @@ async fn readyz(State(known): State<Arc<Known>>) -> Response {
 }
 
 async fn status(State(known): State<Arc<Known>>) -> Response {
-    let headers = [
-        (header::CACHE_CONTROL, "no-store"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
-    (headers, Json(known.facts())).into_response()
+    Json(known.facts()).into_response()
 }
 
 async fn nothing_here() -> Response {

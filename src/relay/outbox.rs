@@ -270,7 +270,7 @@ impl Serving {
     /// Runs the workers, and what goes on beside them, until they end.
     async fn work(&self, polling: &Arc<Polling>, cluster: String) -> Worked {
         let lane = Arc::new(Lane {
-            router: Router::new(self.outbox.topic.clone()),
+            router: Router::of(&self.outbox),
             policies: self.outbox.on_rejected.clone(),
             publish_timeout: self.config.relay.publish_timeout,
             patience: (self.until == Until::Empty).then_some(self.config.relay.publish_timeout),

@@ -100,7 +100,7 @@ impl Replay<'_> {
         stop: &CancellationToken,
         replayed: &mut Replayed,
     ) -> bool {
-        let router = Router::new(self.outbox.topic.clone());
+        let router = Router::of(self.outbox);
         let mut records = Vec::with_capacity(events.len());
         for event in events {
             let record = router

@@ -129,7 +129,7 @@ impl Status {
     /// For `outbox`, as it is configured.
     pub(super) fn of(outbox: &Outbox) -> Self {
         Self {
-            router: Some(Router::new(outbox.topic.clone())),
+            router: Some(Router::of(outbox)),
             on_published: match outbox.on_published {
                 crate::config::OnPublished::Mark => "mark",
                 crate::config::OnPublished::Delete => "delete",

@@ -331,18 +331,44 @@ fn ask_topic(producer: &BaseProducer<Reports>, topic: &str) -> Result<Answer, Ka
     }))
 }
 
+/// What Kafka tells of size limits.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    known: Vec<(String, Limit)>,
+    /// Whether the relay may not read those of the other topics that were asked for.
+    others_denied: bool,
+}
+
+/// What it tells of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Limit {
+    Bytes(usize),
+    /// The relay may not read it.
+    Denied,
+    /// No answer, or none that says it.
+    Untold,
+}
+
+impl Limits {
+    /// The limit of `topic`, which was asked for.
+    pub(super) fn of(&self, topic: &str) -> Limit {
+        match self.known.iter().find(|(name, _)| name == topic) {
+            Some((_, limit)) => *limit,
+            None if self.others_denied => Limit::Denied,
+            None => Limit::Untold,
+        }
+    }
+}
+
 /// The size limits of `topics`, as far as Kafka tells: where the relay may not read them, or the
 /// broker does not answer, there are none. By a client of its own, made from `settings`.
-pub(super) async fn ask_limits(
-    settings: ClientConfig,
-    topics: Vec<String>,
-) -> Vec<(String, Option<usize>)> {
+pub(super) async fn ask_limits(settings: ClientConfig, topics: Vec<String>) -> Limits {
     blocking(move || read_limits(&settings, &topics))
         .await
         .unwrap_or_default()
 }
 
-fn read_limits(settings: &ClientConfig, topics: &[String]) -> Vec<(String, Option<usize>)> {
+fn read_limits(settings: &ClientConfig, topics: &[String]) -> Limits {
     let unreadable = |error: KafkaError| {
         debug!(
             why = outcome::in_words(&error),
@@ -353,7 +379,7 @@ fn read_limits(settings: &ClientConfig, topics: &[String]) -> Vec<(String, Optio
         Ok(client) => client,
         Err(error) => {
             unreadable(error);
-            return Vec::new();
+            return Limits::default();
         }
     };
     let resources: Vec<_> = topics
@@ -367,7 +393,7 @@ fn read_limits(settings: &ClientConfig, topics: &[String]) -> Vec<(String, Optio
         Ok(described) => described,
         Err(error) => {
             unreadable(error);
-            return Vec::new();
+            return Limits::default();
         }
     };
     // dropping it joins a thread that looks up every 100 ms: nobody needs to wait for that
@@ -378,9 +404,23 @@ fn read_limits(settings: &ClientConfig, topics: &[String]) -> Vec<(String, Optio
         };
         let entry = resource.get("max.message.bytes");
         let value = entry.and_then(|entry| entry.value.as_deref());
-        Some((name.clone(), value.and_then(|value| value.parse().ok())))
+        let limit = match value.and_then(|value| value.parse().ok()) {
+            Some(bytes) => Limit::Bytes(bytes),
+            // who lacks the right gets an answer without entries
+            None if resource.entries.is_empty() => Limit::Denied,
+            None => Limit::Untold,
+        };
+        Some((name.clone(), limit))
     };
-    described.into_iter().flatten().filter_map(limit).collect()
+    // a refusal does not say of which topic it is
+    let denied = |result: &Result<_, Code>| {
+        let error = result.as_ref().err();
+        error.is_some_and(|code| Fault::of(*code) == Fault::Topic(TopicFault::Denied))
+    };
+    Limits {
+        others_denied: described.iter().any(denied),
+        known: described.into_iter().flatten().filter_map(limit).collect(),
+    }
 }
 
 /// The context of one producer: where its reports arrive.

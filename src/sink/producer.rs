@@ -198,8 +198,7 @@ impl KafkaSink {
         self.limits.spawn(async move {
             let limits = ask_limits(settings, topics.clone()).await;
             for topic in topics {
-                let limit = limits.iter().find(|(name, _)| *name == topic);
-                facts.limit(&topic, limit.and_then(|(_, limit)| *limit));
+                facts.limit(&topic, limits.of(&topic));
             }
         });
     }

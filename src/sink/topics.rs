@@ -30,6 +30,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::generation::Limit;
 use super::outcome::TopicFault;
 use super::settings::Sizes;
 use crate::backoff::Backoff;
@@ -68,6 +69,8 @@ pub(super) struct Facts {
     partitions: usize,
     /// `max.message.bytes`, where the relay may read it.
     limit_bytes: Option<usize>,
+    /// Whether the relay was refused it.
+    limit_denied: bool,
     /// Whether it has been asked for and the answer is to come.
     limit_asked: bool,
     limit_asked_at: Option<Instant>,
@@ -403,13 +406,35 @@ impl Topics {
         }
     }
 
-    /// The size limit of `topic`, if it may be read.
-    pub(super) fn limit(&self, topic: &str, limit_bytes: Option<usize>) {
+    /// The size limit of `topic`, if it may be read; that it may not be is said once.
+    pub(super) fn limit(&self, topic: &str, limit: Limit) {
         let mut all = self.facts();
         let facts = all.entry(topic.to_owned()).or_default();
-        // a question without an answer changes nothing
-        facts.limit_bytes = limit_bytes.or(facts.limit_bytes);
         facts.limit_asked = false;
+        let denied = limit == Limit::Denied;
+        let news = denied && !facts.limit_denied;
+        match limit {
+            // a question without an answer changes nothing
+            Limit::Untold => return,
+            Limit::Denied => {}
+            Limit::Bytes(bytes) => facts.limit_bytes = Some(bytes),
+        }
+        facts.limit_denied = denied;
+        drop(all);
+        if news {
+            let brokers = &self.brokers;
+            warn!(
+                topic,
+                limit_bytes = self.limit_bytes(topic),
+                next_step = format!(
+                    "grant it: kafka-acls.sh --bootstrap-server {brokers} --add --allow-principal \
+                     User:NAME --operation DescribeConfigs --topic {topic}; or set \
+                     kafka.message_bytes_max to what the topic takes"
+                ),
+                "the relay may not read the settings of the topic: kafka.message_bytes_max counts as \
+                 its size limit, and nothing else depends on them"
+            );
+        }
     }
 
     /// Whether to ask for the size limit of `topic` again, because a record exceeds it: somebody may
@@ -675,7 +700,7 @@ mod tests {
         assert_eq!(topics.standing("t", now), Standing::Unknown);
         topics.read("t", READ, now);
         assert_eq!(topics.standing("t", now), Standing::Unproven);
-        topics.limit("t", Some(10_000));
+        topics.limit("t", Limit::Bytes(10_000));
         assert_eq!(topics.limit_bytes("t"), 10_000);
         took(&topics, [0]);
         assert_eq!(topics.standing("t", now), Standing::Proven);

@@ -21,7 +21,6 @@ use sqlx::postgres::PgRow;
 use super::archive_sql::{self, history};
 use super::error::Error;
 use super::inspect::Look;
-use super::layout::literal;
 use super::session::{Session, answer};
 use crate::config::{OnPublished, Outbox};
 use crate::finding::Finding;
@@ -83,38 +82,6 @@ impl Look<'_> {
             ));
         }
         Ok(())
-    }
-
-    /// The grants that moving rows takes and that are missing.
-    pub(super) async fn history_grants(&mut self) -> Result<Vec<String>, Error> {
-        const DOING: &str = "check the grants on the history";
-        if self.outbox.on_published != OnPublished::Archive {
-            return Ok(Vec::new());
-        }
-        let table = history(&self.outbox.table);
-        let tend = "outbox_relay.tend_history(text, double precision, double precision)";
-        let index = "outbox_relay.index_history(text, text)";
-        let function = |name: &str| {
-            (
-                format!("has_function_privilege('{name}', 'execute')"),
-                format!("execute on function {name}"),
-            )
-        };
-        let checks = [
-            (
-                format!("has_table_privilege({}, 'insert')", literal(&table)),
-                format!("select, insert on {table}"),
-            ),
-            function(tend),
-            function(index),
-        ];
-        let mut missing = Vec::new();
-        for (check, grant) in checks {
-            if !self.truth(DOING, format!("select {check}")).await? {
-                missing.push(grant);
-            }
-        }
-        Ok(missing)
     }
 }
 

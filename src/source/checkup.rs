@@ -12,7 +12,7 @@ use super::error::Error;
 use super::inspect::{Inspector, Look};
 use super::layout::index_name;
 use super::migrate::newest_version;
-use super::session::{Session, answer, options};
+use super::session::{SEARCH_PATH, Session, answer, fixed, options};
 use super::sql::{Statements, Table};
 use crate::config::{Config, Database, Outbox, TableName};
 use crate::finding::Finding;
@@ -98,6 +98,8 @@ pub struct Inspected {
     pub lanes: u16,
     /// Whether its payloads are bytes, not text.
     pub payload_is_bytea: bool,
+    /// A right that nothing fails without.
+    pub lacking: Option<Finding>,
 }
 
 /// What the server counts and keeps of a table.
@@ -224,7 +226,7 @@ impl Checkup {
             let ours: i64 = first(doing, &self.plain(doing, ask::PROCESS).await?)?;
             let limit = self.second.answer_timeout();
             let second = self.second.connect().await?;
-            let theirs = sqlx::raw_sql(ask::PROCESS).fetch_all(second);
+            let theirs = sqlx::raw_sql(fixed(ask::PROCESS)).fetch_all(second);
             let theirs: i64 = first(doing, &answer(limit, doing, theirs).await?)?;
             shared |= ours == theirs;
         }
@@ -337,6 +339,7 @@ impl Checkup {
         found.note("grants", &mut look);
         look.sequence().await?;
         found.note("sequence", &mut look);
+        found.lacking = look.sequence_right().await?;
         if !granted {
             return Ok(found);
         }
@@ -344,7 +347,7 @@ impl Checkup {
         found.lanes = lanes;
         let laned = look.wrong.is_empty();
         found.note("lanes", &mut look);
-        let routing = Router::new(outbox.topic.clone()).fingerprint(outbox.layout);
+        let routing = Router::of(outbox).fingerprint(outbox.layout);
         look.routing_kept(&routing).await?;
         found.note("routing", &mut look);
         if laned {
@@ -497,7 +500,7 @@ impl Checkup {
         let statement_ms = self.database.statement_timeout.as_millis();
         let sql = format!(
             "begin isolation level read committed read only; \
-             set local statement_timeout = {statement_ms}; {sql}; commit"
+             {SEARCH_PATH}; set local statement_timeout = {statement_ms}; {sql}; commit"
         );
         let connection = self.session.connect().await?;
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection);
@@ -511,7 +514,12 @@ impl Checkup {
     async fn plain(&mut self, doing: &'static str, sql: &'static str) -> Result<Vec<PgRow>, Error> {
         let limit = self.session.answer_timeout();
         let connection = self.session.connect().await?;
-        answer(limit, doing, sqlx::raw_sql(sql).fetch_all(connection)).await
+        answer(
+            limit,
+            doing,
+            sqlx::raw_sql(fixed(sql)).fetch_all(connection),
+        )
+        .await
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::Row as _;
 use uuid::Uuid;
 
 use super::error::Error;
 use super::layout::quote_table;
-use super::session::{Session, answer};
+use super::session::{Session, answer, fixed};
 use crate::config::{Config, TableName};
 
 /// Looks up events by their ids.
@@ -60,7 +60,7 @@ impl Created {
                 quote_table(table)
             );
             let connection = self.session.connect().await?;
-            let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection);
+            let rows = sqlx::raw_sql(fixed(&sql)).fetch_all(connection);
             for row in answer(limit, doing, rows).await? {
                 let read = || -> Result<(String, f64), sqlx::Error> {
                     Ok((row.try_get(0)?, row.try_get(1)?))

@@ -102,7 +102,7 @@ on conflict do nothing;",
     }
 
     pub(super) fn routing(&self) -> String {
-        let routing = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
+        let routing = Router::of(self.outbox).fingerprint(self.outbox.layout);
         format!(
             "update outbox_relay.outbox set routing = {} where name = {};",
             literal(&routing),

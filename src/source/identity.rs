@@ -20,7 +20,7 @@ use super::inspect::Inspector;
 use super::layout::{literal, quote_table};
 use super::parked::Who;
 use super::polling::Polling;
-use super::session::{Session, answer, committed, options};
+use super::session::{Session, answer, committed, fixed, options};
 use super::sql::{Timeouts, begin};
 use crate::config::{Config, Database};
 
@@ -217,11 +217,21 @@ async fn ours(
     let ask = "select d.oid::int8, d.datname::text,
                       has_function_privilege('pg_catalog.pg_control_system()', 'execute')
                  from pg_catalog.pg_database d where d.datname = current_database()";
-    let row = answer(limit, DOING, sqlx::raw_sql(ask).fetch_one(&mut *connection)).await?;
+    let row = answer(
+        limit,
+        DOING,
+        sqlx::raw_sql(fixed(ask)).fetch_one(&mut *connection),
+    )
+    .await?;
     let system_identifier = match row.try_get(2).map_err(read)? {
         true => {
             let ask = "select system_identifier::text from pg_catalog.pg_control_system()";
-            let row = answer(limit, DOING, sqlx::raw_sql(ask).fetch_one(connection)).await?;
+            let row = answer(
+                limit,
+                DOING,
+                sqlx::raw_sql(fixed(ask)).fetch_one(connection),
+            )
+            .await?;
             Some(row.try_get(0).map_err(read)?)
         }
         false => None,
@@ -242,7 +252,7 @@ async fn kept(connection: &mut PgConnection, limit: Duration, outbox: &str) -> R
            from outbox_relay.outbox where name = {}",
         literal(outbox)
     );
-    let row = sqlx::raw_sql(AssertSqlSafe(ask)).fetch_optional(connection);
+    let row = sqlx::raw_sql(fixed(&ask)).fetch_optional(connection);
     let Some(row) = answer(limit, DOING, row).await? else {
         return Err(Error::Changed(format!(
             "{outbox} is not known here: `outbox-relay migrate` makes it ready"
@@ -316,7 +326,7 @@ impl Adopter {
             "select count(*) from {} where published_at is null",
             quote_table(table)
         );
-        let pending = sqlx::raw_sql(AssertSqlSafe(pending)).fetch_one(connection);
+        let pending = sqlx::raw_sql(fixed(&pending)).fetch_one(connection);
         let pending = answer(limit, DOING, pending).await?.try_get(0);
         let pending = pending.map_err(|error| Error::statement(DOING, error))?;
         Ok(Adoption {

@@ -3,15 +3,15 @@
 
 use std::sync::Arc;
 
+use sqlx::Row;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Row};
 
 use super::barrier::Barrier;
 use super::error::Error;
 use super::layout::{columns, index_name, literal, own_name, quote, quote_table};
 use super::polling::{Polling, Settings};
-use super::session::{Session, answer, committed};
+use super::session::{Session, answer, committed, fixed};
 use super::sql::{Statements, Table, Timeouts, lane_of};
 use crate::config::{Config, Outbox};
 use crate::finding::Finding;
@@ -107,7 +107,7 @@ impl Inspector {
         if look.wrong.is_empty() {
             look.set_back(lanes).await?;
         }
-        let routing = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
+        let routing = Router::of(&self.outbox).fingerprint(self.outbox.layout);
         if look.wrong.is_empty() {
             look.routing(&routing).await?;
         }
@@ -165,7 +165,7 @@ impl Look<'_> {
         sql: String,
     ) -> Result<Vec<PgRow>, Error> {
         // simple queries: a pooler may give each message of a prepared one to another server process
-        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *self.connection);
+        let rows = sqlx::raw_sql(fixed(&sql)).fetch_all(&mut *self.connection);
         answer(self.limit, doing, rows).await
     }
 
@@ -295,36 +295,6 @@ impl Look<'_> {
             ))),
         }
         Ok(type_of("payload") == Some("bytea"))
-    }
-
-    /// Whether the relay's own tables are there.
-    pub(super) async fn schema(&mut self) -> Result<(), Error> {
-        let rows = self
-            .rows(
-                "look for the relay's tables",
-                "select count(*) filter (where c.relname in ('outbox', 'lane', 'parked')) = 3,
-                        count(*) filter (where c.relname in ('audit', 'parked_holding_key', 'pause', 'history')) = 4
-                   from pg_catalog.pg_class c
-                   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                  where n.nspname = 'outbox_relay'"
-                    .to_owned(),
-            )
-            .await?;
-        let read = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
-        let found: Option<(bool, bool)> = (rows.first().map(read).transpose())
-            .map_err(|error| Error::statement("look for the relay's tables", error))?;
-        match found {
-            Some((true, true)) => {}
-            // what each later version brought
-            Some((true, false)) => self.wrong.push(Finding::migrate(
-                "the relay's own schema outbox_relay is of an older version: `outbox-relay migrate` \
-                 adds what is missing",
-            )),
-            _ => self.wrong.push(Finding::migrate(
-                "the relay's own schema outbox_relay is not there: `outbox-relay migrate` makes it",
-            )),
-        }
-        Ok(())
     }
 
     /// Whether `seq` keeps order: numbers drawn one by one, never again, by nobody but Postgres.

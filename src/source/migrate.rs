@@ -18,6 +18,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::archive_sql;
 use super::ddl::Ddl;
 use super::error::Error;
+use super::grants;
 use super::layout::{index_name, literal, quote, quote_table};
 use super::session::{Session, answer};
 use crate::config::{Config, Database, OnPublished, Outbox};
@@ -113,6 +114,12 @@ impl<'a> Migration<'a> {
         sql
     }
 
+    /// The roles `owner`, which migrates, and `runner`, which relays, and their rights, as plain SQL.
+    #[must_use]
+    pub fn print_grants(outboxes: &[Outbox], owner: &str, runner: &str) -> String {
+        grants::print(outboxes, owner, runner)
+    }
+
     /// Applies what is missing. With `leave`, also what locks a table or touches its rows; each of
     /// those is announced through `say` first, as is everything that is done.
     ///
@@ -126,6 +133,9 @@ impl<'a> Migration<'a> {
         let mut session = Session::new(self.database)?;
         let limit = session.answer_timeout();
         let connection = session.connect().await?;
+        // the connection is its own, as the lock below presumes too
+        let path = sqlx::raw_sql("set search_path = pg_catalog, pg_temp").execute(&mut *connection);
+        answer(limit, "fix the search path", path).await?;
         if !schema_is_there(connection, limit).await? {
             say("making the schema outbox_relay");
         }
@@ -414,7 +424,7 @@ impl TableMigration<'_> {
     async fn find_routing(&mut self) -> Result<Option<Step>, Error> {
         let name = &self.outbox.table;
         let outbox = literal(&name.to_string());
-        let ours = Router::new(self.outbox.topic.clone()).fingerprint(self.outbox.layout);
+        let ours = Router::of(self.outbox).fingerprint(self.outbox.layout);
         let routing = format!("select routing from outbox_relay.outbox where name = {outbox}");
         let routing = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(routing))
             .fetch_optional(&mut *self.connection);

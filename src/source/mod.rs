@@ -38,6 +38,7 @@ mod pauses;
 mod polling;
 mod replay;
 mod sampling;
+mod schema;
 mod session;
 mod settled;
 mod sql;

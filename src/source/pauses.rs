@@ -12,7 +12,7 @@ use super::error::Error;
 use super::inspect::Inspector;
 use super::layout::{literal, quote_table};
 use super::parked::Who;
-use super::session::{Session, answer};
+use super::session::{Session, answer, fixed};
 use super::sql::{Timeouts, begin};
 use crate::config::Database;
 
@@ -90,7 +90,7 @@ async fn list(session: &mut Session, outboxes: &[String]) -> Result<Vec<Pause>, 
     const DOING: &str = "read what is paused";
     let limit = session.answer_timeout();
     let connection = session.connect().await?;
-    let rows = sqlx::raw_sql(AssertSqlSafe(select(outboxes))).fetch_all(connection);
+    let rows = sqlx::raw_sql(fixed(&select(outboxes))).fetch_all(connection);
     let rows = answer(limit, DOING, rows).await?;
     let read: Result<_, sqlx::Error> = rows.iter().map(read).collect();
     read.map_err(|error| Error::statement(DOING, error))
@@ -122,7 +122,7 @@ impl Inspector {
             quote_table(&self.outbox.table)
         );
         let connection = self.session.connect().await?;
-        let row = sqlx::raw_sql(AssertSqlSafe(count)).fetch_one(connection);
+        let row = sqlx::raw_sql(fixed(&count)).fetch_one(connection);
         let row = answer(limit, DOING, row).await;
         self.session.discard();
         let rows = row?.try_get::<i64, _>(0);
@@ -173,7 +173,7 @@ impl Pauser {
         const DOING: &str = "ask which outboxes there are";
         let limit = self.session.answer_timeout();
         let connection = self.session.connect().await?;
-        let names = sqlx::raw_sql("select name from outbox_relay.outbox order by name");
+        let names = sqlx::raw_sql(fixed("select name from outbox_relay.outbox order by name"));
         let names = answer(limit, DOING, names.fetch_all(connection)).await?;
         let names: Result<_, sqlx::Error> = names.iter().map(|row| row.try_get(0)).collect();
         names.map_err(|error| Error::statement(DOING, error))

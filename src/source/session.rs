@@ -18,6 +18,11 @@ use crate::config::Database;
 /// A transaction that writes to the table, by its virtual id, and whether it is a prepared one.
 pub(super) type Writer = (String, bool);
 
+/// Where names without a schema are looked for, whatever the role's or the database's own setting: nothing
+/// that somebody else can make is called by mistake. For one transaction: behind a pooler the session is
+/// everybody's.
+pub(super) const SEARCH_PATH: &str = "set local search_path = pg_catalog, pg_temp";
+
 /// Whether any of those who wrote `then` may do so `now`. A prepared transaction may be any of them: servers
 /// older than 14.1 give it a new name.
 pub(super) fn may_write_still(then: &[Writer], now: &[Writer]) -> bool {
@@ -196,6 +201,11 @@ pub(super) async fn answer<T>(
     }
 }
 
+/// `sql` under the fixed search path: one simple query, which is a transaction of its own.
+pub(super) fn fixed(sql: &str) -> SqlStr {
+    AssertSqlSafe(format!("{SEARCH_PATH}; {sql}")).into_sql_str()
+}
+
 /// Runs a change that two relays may make at once, in a transaction that minds it under no default:
 /// a serializable one would refuse the second.
 pub(super) async fn committed(
@@ -204,7 +214,8 @@ pub(super) async fn committed(
     doing: &'static str,
     change: &str,
 ) -> Result<(), Error> {
-    let change = format!("begin isolation level read committed read write; {change}; commit");
+    let change =
+        format!("begin isolation level read committed read write; {SEARCH_PATH}; {change}; commit");
     let change = sqlx::raw_sql(AssertSqlSafe(change)).execute(connection);
     answer(limit, doing, change).await.map(drop)
 }

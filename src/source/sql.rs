@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::archive_sql;
 use super::layout::{has_headers_and_topic, literal, quote_table};
+use super::session::SEARCH_PATH;
 use crate::config::{Layout, OnPublished, TableName};
 use crate::ops::{Mistake, makes};
 
@@ -542,7 +543,7 @@ pub(super) fn begin(timeouts: Timeouts, settings: &str) -> String {
     } = timeouts;
     format!(
         "begin isolation level read committed read write;
-         set local search_path = pg_catalog, pg_temp;
+         {SEARCH_PATH};
          set local statement_timeout = {statement_ms};
          set local idle_in_transaction_session_timeout = {idle_ms};
          set local tcp_user_timeout = {tcp_ms};

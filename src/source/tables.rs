@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::error::Error;
-use super::session::{Session, answer};
+use super::session::{Session, answer, fixed};
 use crate::config::{Database, Layout, TableName};
 
 /// An outbox that `migrate` made ready.
@@ -48,7 +48,7 @@ pub async fn known_tables(
     let doing = "look for the relay's tables";
     // as simple queries: there is no transaction, and a pooler may give each message of a prepared
     // statement to another server process
-    let there = sqlx::raw_sql(
+    let there = sqlx::raw_sql(fixed(
         "select count(*) = 2,
                 (select count(*) from pg_catalog.pg_stat_activity a
                   where a.datname = pg_catalog.current_database() and a.application_name = 'outbox-relay'
@@ -56,7 +56,7 @@ pub async fn known_tables(
            from pg_catalog.pg_class c
            join pg_catalog.pg_namespace n on n.oid = c.relnamespace
           where n.nspname = 'outbox_relay' and c.relname in ('outbox', 'lane')",
-    );
+    ));
     let there = answer(limit, doing, there.fetch_one(&mut *connection)).await?;
     let read = || Ok((there.try_get(0)?, there.try_get(1)?));
     let (migrated, relay_connections) =
@@ -71,7 +71,7 @@ pub async fn known_tables(
     }
     // Plan: a probe of each catalogue an outbox; they are few.
     let doing = "read the outboxes";
-    let rows = sqlx::raw_sql(
+    let rows = sqlx::raw_sql(fixed(
         "select o.name, n.nspname::text, c.relname::text,
                 (select count(*) from outbox_relay.lane l where l.outbox = o.name)::int4,
                 (select count(*) from pg_catalog.pg_attribute a
@@ -81,7 +81,7 @@ pub async fn known_tables(
                       join pg_catalog.pg_namespace n on n.oid = c.relnamespace and c.relkind in ('r', 'p'))
              on n.nspname || '.' || c.relname = o.name
           order by 1",
-    );
+    ));
     let rows = answer(limit, doing, rows.fetch_all(&mut *connection)).await?;
     let read = |row: &PgRow| -> Result<KnownTable, sqlx::Error> {
         let (schema, table): (Option<String>, Option<String>) = (row.try_get(1)?, row.try_get(2)?);

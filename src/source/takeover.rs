@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row as _};
 
 use super::error::Error;
 use super::inspect::Inspector;
 use super::layout::{literal, quote_table};
-use super::session::{answer, committed};
+use super::session::{answer, committed, fixed};
 
 impl Inspector {
     /// Whether somebody else's worker marks or deletes rows of this table. Only asked before any
@@ -99,7 +99,7 @@ async fn ask<T>(
 where
     T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
-    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection);
+    let row = sqlx::raw_sql(fixed(&sql)).fetch_one(connection);
     let row = answer(limit, doing, row).await?;
     row.try_get(0)
         .map_err(|error| Error::statement(doing, error))

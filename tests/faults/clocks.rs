@@ -13,7 +13,7 @@ use crate::support::outbox::Outbox;
 const PURGE_PAUSE: Duration = Duration::from_secs(17);
 
 /// Debian's libfaketime, wherever this machine's architecture has it.
-fn fake_time() -> Result<PathBuf, String> {
+pub(crate) fn fake_time() -> Result<PathBuf, String> {
     let libraries = std::fs::read_dir("/usr/lib")
         .into_iter()
         .flatten()

@@ -520,11 +520,13 @@ fn headers_arrive_as_they_are_or_park_their_row() {
             parked: Some("bad_header"),
             ..of(name, headers)
         };
-        let thousands: Vec<String> = (0..10_000)
-            .map(|n| format!("\"header-{n}\": \"{CANARY}-{n}\""))
-            .collect();
-        let thousands = format!("{{{}}}", thousands.join(", "));
-        let long = format!("{{\"{}\": \"{CANARY}\"}}", "n".repeat(50_000));
+        let many = |headers: usize| {
+            let headers: Vec<String> = (0..headers)
+                .map(|n| format!("\"header-{n}\": \"{CANARY}-{n}\""))
+                .collect();
+            format!("{{{}}}", headers.join(", "))
+        };
+        let long = |bytes| format!("{{\"{}\": \"{CANARY}\"}}", "n".repeat(bytes));
         let too_long = format!("{{\"a\": \"{CANARY}{}\"}}", "v".repeat(LIMIT_BYTES));
         let all_kinds = format!(
             "{{\"null\": null, \"number\": 1e400, \"fraction\": 1.50, \"yes\": true, \"text\": \"{CANARY}\",
@@ -549,8 +551,17 @@ fn headers_arrive_as_they_are_or_park_their_row() {
                 "{\"Event_Id\": \"x\", \"event_id \": \"y\"}",
             ),
             of("all kinds", &all_kinds),
-            of("10,000 headers", &thousands),
-            of("a long name", &long),
+            bad(
+                "as if published again",
+                "{\"outbox_relay_replayed_at\": \"now\"}",
+            ),
+            bad("as if a dead letter", "{\"outbox_relay_state\": \"dead\"}"),
+            of("almost the relay's", "{\"outbox_relay\": \"x\"}"),
+            of("1,000 headers", &many(1_000)),
+            bad("1,001 headers", &many(1_001)),
+            bad("10,000 headers", &many(10_000)),
+            of("a long name", &long(1_024)),
+            bad("a longer name", &long(1_025)),
             Row {
                 parked: Some("too_large"),
                 ..of("a long value", &too_long)
@@ -559,7 +570,11 @@ fn headers_arrive_as_they_are_or_park_their_row() {
         for (name, text) in odd_texts() {
             let quoted = serde_json::to_string(&text).unwrap();
             let headers = format!("{{{quoted}: {quoted}, \"canary\": \"{CANARY}\"}}");
-            common.push(of(&format!("name and value: {name}"), &headers));
+            let name = format!("name and value: {name}");
+            common.push(match text.len() > 1_024 {
+                true => bad(&name, &headers),
+                false => of(&name, &headers),
+            });
         }
         let around = |levels| format!("{{\"deep\": {}}}", nested(levels));
         let mut jsonb = common.clone();

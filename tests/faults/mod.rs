@@ -3,7 +3,7 @@
 
 mod backlog;
 mod brokers;
-mod clocks;
+pub(crate) mod clocks;
 mod connections;
 mod flush;
 mod hostile;

@@ -24,7 +24,7 @@ fn through<'a>(world: &'a World, outbox: &Outbox, bouncer: &PgBouncer) -> Setup<
 
 /// A pooler that must be there, as the servers must.
 async fn bouncer(world: &World) -> PgBouncer {
-    let bouncer = PgBouncer::before(&world.database_url, SERVER_CONNECTIONS).await;
+    let bouncer = PgBouncer::before(&world.runner_url(), SERVER_CONNECTIONS).await;
     bouncer.unwrap_or_else(|why| panic!("{why}"))
 }
 

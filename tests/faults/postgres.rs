@@ -278,7 +278,7 @@ fn a_serialization_failure_costs_a_batch_each_time_and_nothing_else() {
         world
             .execute(
                 "create sequence refusals;
-                 create function refuse() returns trigger language plpgsql as $$ begin
+                 create function refuse() returns trigger language plpgsql security definer as $$ begin
                    if current_setting('application_name') = 'outbox-relay' and nextval('public.refusals') <= 8 then
                      raise exception 'could not serialize access' using errcode = '40001';
                    end if;

@@ -8,9 +8,10 @@ use rdkafka::admin::{AdminOptions, NewPartitions};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use crate::operating::{command, ends};
 use crate::support::checker::{Fate, Written};
 use crate::support::guarded::{Guarded, PASSWORD, USER};
-use crate::support::outbox::{Outbox, parked};
+use crate::support::outbox::{Layout, OnPublished, Outbox, parked};
 use crate::support::servers::say;
 use crate::support::writers::{Ledger, Load, one};
 use crate::support::{self, World, eventually, topic_of};
@@ -160,6 +161,21 @@ fn the_right_to_write_may_be_revoked_and_given_back() {
         };
         write().await;
         outbox.wait_drained(world, SOON).await;
+        // all that it was given is to write: it says once of each topic what it does without
+        let told = "the relay may not read the settings of the topic";
+        eventually(SOON, "it is told of both", async || {
+            let lines = relay.lines();
+            topics.iter().all(|topic| {
+                let of = |line: &&String| line.contains(told) && line.contains(topic.as_str());
+                lines.iter().filter(of).count() == 1
+            })
+        })
+        .await;
+        let line = relay.wait_line(told, SOON).await;
+        assert!(
+            line.contains("--operation DescribeConfigs") && line.contains("WARN"),
+            "{line}"
+        );
 
         guarded.revoke(&topics[0]).await;
         for round in 1..=3 {
@@ -199,10 +215,98 @@ fn the_right_to_write_may_be_revoked_and_given_back() {
             granted.elapsed()
         ));
         assert!(relay.is_running());
+        assert_eq!(
+            relay
+                .lines()
+                .iter()
+                .filter(|line| line.contains(told))
+                .count(),
+            2,
+            "once each"
+        );
         relay.stop().await;
         assert_eq!(parked(world).await, 0);
         let report = world.check_in(&guarded.kafka(), &ledger).await;
         report.assert_clean(2 * orders.len());
+    });
+}
+
+/// Whoever inserts a row chooses its topic: among those that the config lists, and no others that the
+/// relay's credentials reach.
+#[test]
+fn rows_reach_no_topic_that_is_not_allowed() {
+    support::run(async |world| {
+        let mut outbox = Outbox::new("outbox", Layout::Native, OnPublished::Mark);
+        let (setup, aggregate_type) = outbox.prepare(world).await;
+        let (usual, billing, secret) = (
+            topic_of(&aggregate_type),
+            world.topic("billing"),
+            world.topic("secret"),
+        );
+        for topic in [&billing, &secret] {
+            world.kafka.create_topic(topic, 1, &[]).await;
+        }
+        let row = async |key: &str, topic: Option<&str>| {
+            sqlx::query(
+                "insert into outbox (aggregate_id, aggregate_type, event_type, topic)
+                 values ($1, $2, 'Paid', $3)",
+            )
+            .bind(key)
+            .bind(&aggregate_type)
+            .bind(topic)
+            .execute(&world.pool)
+            .await
+            .unwrap();
+        };
+        row("a", None).await;
+        row("b", Some(&billing)).await;
+        row("c", Some(&secret)).await;
+        row("c", None).await;
+        let (_, said) = command(&setup, &["check"]).await;
+        let line = said.lines().find(|line| line.contains("topics_allowed"));
+        let line = line.unwrap_or_else(|| panic!("no warning in {said}"));
+        let listed =
+            format!("topics_allowed = [\"*-events\", \"{billing}\", \"{secret}\"] in [[outbox]]");
+        assert!(line.starts_with("warn") && line.contains(&listed), "{line}");
+
+        outbox.config = format!("topics_allowed = [\"*-events\", \"{billing}\"]");
+        let setup = world.relay(&[&outbox]);
+        let (code, said) = command(&setup, &["check"]).await;
+        assert!(
+            code == Some(1) && said.contains("not among topics_allowed"),
+            "{said}"
+        );
+        assert!(!said.contains("has no list"), "{said}");
+        ends(&setup, &["run", "--until-empty"], 75).await;
+        let count = async |topic: &str| world.kafka.count(topic).await;
+        assert_eq!((count(&usual).await, count(&billing).await), (1, 1));
+        let reasons: Vec<(String, String, String)> = sqlx::query_as(
+            "select state, coalesce(reason_class, ''), coalesce(reason, '')
+               from outbox_relay.parked order by seq",
+        )
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+        let states: Vec<_> = reasons
+            .iter()
+            .map(|(state, class, _)| (&**state, &**class))
+            .collect();
+        assert_eq!(states, [("blocked", "topic_not_allowed"), ("behind", "")]);
+        assert!(reasons[0].2.contains(&secret), "{reasons:?}");
+        // a retry does not get it past the list, until that has it
+        ends(&setup, &["parked", "retry", "--yes"], 0).await;
+        ends(&setup, &["run", "--until-empty"], 75).await;
+        assert_eq!((count(&secret).await, parked(world).await), (0, 2));
+        outbox.config = format!("topics_allowed = [\"*-events\", \"{billing}\", \"{secret}\"]");
+        let setup = world.relay(&[&outbox]);
+        ends(&setup, &["parked", "retry", "--yes"], 0).await;
+        ends(&setup, &["run", "--until-empty"], 0).await;
+        assert_eq!((count(&secret).await, count(&usual).await), (1, 2));
+
+        // one that no row could pass is a mistake, and said at once
+        outbox.config = format!("topic = \"orders\"\ntopics_allowed = [\"{billing}\"]");
+        let said = ends(&world.relay(&[&outbox]), &["run"], 78).await;
+        assert!(said.contains("every row would be parked"), "{said}");
     });
 }
 

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -122,6 +122,67 @@ fn clients_that_say_nothing_are_cut_off_and_others_are_answered() {
             // a goodbye, an end, or a reset
             drop(ended);
         }
+        seen.relay.stop().await;
+    });
+}
+
+#[test]
+fn it_is_asked_and_never_told_and_its_answers_say_what_may_be_done_with_them() {
+    support::run(async |world| {
+        let outbox = Outbox::classic();
+        let (setup, _) = outbox.prepare(world).await;
+        let seen = Seen::start(&watched(setup)).await;
+        let paths = ["/", "/status", "/metrics", "/livez", "/readyz", "/nothing"];
+        for path in paths {
+            let request = |method: &str| format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            let (head, body) = seen.send(&request("GET")).await;
+            assert!(!body.is_empty(), "{path}");
+            let head = head.to_lowercase();
+            for rule in [
+                "content-security-policy: default-src 'none'",
+                "frame-ancestors 'none'",
+                "x-content-type-options: nosniff",
+                "x-frame-options: deny",
+                "cache-control: no-store",
+                "cross-origin-resource-policy: same-origin",
+            ] {
+                assert!(head.contains(rule), "{path} {rule}: {head}");
+            }
+            assert!(!head.contains("access-control-allow"), "{path}: {head}");
+            let (of_head, nothing) = seen.send(&request("HEAD")).await;
+            let code = |head: &str| head.split(' ').nth(1).unwrap().to_owned();
+            assert_eq!((code(&of_head), &*nothing), (code(&head), ""), "{path}");
+            if path == "/nothing" {
+                continue;
+            }
+            for method in [
+                "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "ANYTHING",
+            ] {
+                let (head, _) = seen.send(&request(method)).await;
+                assert_eq!(code(&head), "405", "{method} {path}");
+            }
+        }
+        let many: String = (0..65).map(|n| format!("h{n}: x\r\n")).collect();
+        let (head, _) = seen
+            .send(&format!("GET /livez HTTP/1.1\r\nHost: x\r\n{many}\r\n"))
+            .await;
+        assert!(head.contains(" 431 "), "{head}");
+
+        // one that drips is cut off, and others are answered meanwhile
+        let mut slow = TcpStream::connect(seen.address()).await.unwrap();
+        slow.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        let dripping = async {
+            while slow.write_all(b"x").await.is_ok() {
+                let mut byte = [0; 1];
+                let pause = Duration::from_millis(200);
+                let read = timeout(pause, slow.read(&mut byte)).await;
+                if matches!(read, Ok(Ok(0) | Err(_))) {
+                    return;
+                }
+                assert_eq!(seen.get("/livez").await.0, 200);
+            }
+        };
+        timeout(SOON, dripping).await.expect("it is cut off");
         seen.relay.stop().await;
     });
 }

@@ -20,25 +20,25 @@ pub(super) const SOON: Duration = Duration::from_secs(60);
 const SLACK_S: f64 = 5.0;
 
 /// A relay that is asked how it is.
-pub(super) struct Seen {
-    pub(super) relay: Relay,
+pub(crate) struct Seen {
+    pub(crate) relay: Relay,
     address: String,
 }
 
 /// Quick samples, and a port of its own.
-pub(super) fn watched(setup: Setup<'_>) -> Setup<'_> {
+pub(crate) fn watched(setup: Setup<'_>) -> Setup<'_> {
     setup
         .set("http", "listen", "\"127.0.0.1:0\"")
         .set("relay", "sample_interval", "\"200ms\"")
 }
 
 impl Seen {
-    pub(super) async fn start(setup: &Setup<'_>) -> Self {
+    pub(crate) async fn start(setup: &Setup<'_>) -> Self {
         Self::of(setup.run()).await
     }
 
     /// A relay that has been started.
-    pub(super) async fn of(relay: Relay) -> Self {
+    pub(crate) async fn of(relay: Relay) -> Self {
         let line = relay
             .wait_line("status and metrics are on http://", SOON)
             .await;
@@ -55,7 +55,7 @@ impl Seen {
     }
 
     /// The status code and the body of `path`.
-    pub(super) async fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         let (head, body) = self.send(&request).await;
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
@@ -63,7 +63,7 @@ impl Seen {
     }
 
     /// Sends a request as it stands: the head and the body of the answer.
-    pub(super) async fn send(&self, request: &str) -> (String, String) {
+    pub(crate) async fn send(&self, request: &str) -> (String, String) {
         let asking = async {
             let mut stream = TcpStream::connect(&self.address).await.unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();
@@ -89,7 +89,7 @@ impl Seen {
     }
 
     /// Waits until `/status` is `so`.
-    pub(super) async fn until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
         eventually(SOON, what, async || so(&self.status().await)).await;
         let status = self.status().await;
         // what was so may be over; whoever cares looks again

@@ -82,6 +82,7 @@ pub(crate) struct World {
     own_kafka: Option<Server>,
     logs: Mutex<Vec<Arc<Log>>>,
     expected_errors: Mutex<Vec<String>>,
+    granting: tokio::sync::Mutex<()>,
 }
 
 /// Runs a test against the servers that all tests share.
@@ -186,6 +187,12 @@ impl World {
             None => servers::shared().await?.brokers.clone(),
         };
         let database = prefix.clone();
+        let runner = runner(&database);
+        admin(
+            &admin_url,
+            &format!("create role \"{runner}\" login password '{RUNNER_PASSWORD}'"),
+        )
+        .await;
         admin(&admin_url, &format!("create database \"{database}\"")).await;
         let database_url = with_database(&admin_url, &database);
         let pool = PgPoolOptions::new()
@@ -208,7 +215,48 @@ impl World {
             own_kafka,
             logs: Mutex::default(),
             expected_errors: Mutex::default(),
+            granting: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// The role that relays run as, once it was given what `migrate --print --grants` prints.
+    pub(crate) fn runner(&self) -> String {
+        runner(&self.database)
+    }
+
+    /// The database's URL, for the role that relays run as.
+    pub(crate) fn runner_url(&self) -> String {
+        self.as_runner(&self.database_url)
+    }
+
+    /// `url`, which leads to one of this test's databases, for the role that relays run as. A test that names
+    /// another user than the tests' own means it.
+    fn as_runner(&self, url: &str) -> String {
+        let user = |url: &str| Some(url.split_once("://")?.1.split_once('@')?.0.to_owned());
+        match (user(url), user(&self.database_url)) {
+            (Some(theirs), Some(ours)) if theirs == ours => {
+                let (ours, runner) = (format!("{ours}@"), self.runner());
+                url.replacen(&ours, &format!("{runner}:{RUNNER_PASSWORD}@"), 1)
+            }
+            _ => url.to_owned(),
+        }
+    }
+
+    /// Gives the relays' role its rights, by the statements that the product prints.
+    async fn grant(&self, script: &str) {
+        // two at once would change one row of the catalogue
+        let _one = self.granting.lock().await;
+        for attempt in 0.. {
+            let granted = sqlx::raw_sql(AssertSqlSafe(script.to_owned()));
+            match granted.execute(&self.pool).await {
+                Ok(_) => return,
+                // an index that is being built changes the same row
+                Err(error) if attempt < 20 && error.to_string().contains("tuple concurrently") => {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => panic!("{error} in {script}"),
+            }
+        }
     }
 
     /// An aggregate type that no other test has. Its default topic is [`World::topic_of`] it.
@@ -362,6 +410,8 @@ impl World {
             None => {
                 let drop = format!("drop database if exists \"{}\" with (force)", self.database);
                 admin(&self.admin_url, &drop).await;
+                let drop = format!("drop role if exists \"{}\"", runner(&self.database));
+                admin(&self.admin_url, &drop).await;
             }
         }
         match self.own_kafka {
@@ -382,6 +432,13 @@ impl World {
 /// The topic that the relay's default template gives an aggregate type.
 pub(crate) fn topic_of(aggregate_type: &str) -> String {
     format!("{}-events", aggregate_type.to_lowercase())
+}
+
+const RUNNER_PASSWORD: &str = "relays-own";
+
+/// Roles belong to the whole server: the name is one test's own.
+fn runner(database: &str) -> String {
+    format!("{database}-runner")
 }
 
 /// Runs one statement outside of the tests' databases.

@@ -26,7 +26,7 @@ impl Drop for PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one before the server of `url`, with at most `size` connections to it.
+    /// Starts one before the server of `url`, with at most `size` connections to it, as the user it names.
     pub(crate) async fn before(url: &str, size: u16) -> Result<Self, String> {
         const PROGRAM: &str = "/usr/sbin/pgbouncer";
         let port = servers::free_port();
@@ -35,11 +35,16 @@ impl PgBouncer {
             .and_then(|(_, rest)| rest.split_once('/'));
         let (server, _) = server.ok_or("the URL names a user, a host and a database")?;
         let (host, to) = server.rsplit_once(':').ok_or("the URL names a port")?;
+        let user = url
+            .split_once("://")
+            .and_then(|(_, rest)| rest.split_once('@'));
+        let user = user.and_then(|(user, _)| user.split_once(':'));
+        let (user, password) = user.ok_or("the URL names a user and a password")?;
         let home = directory().join(format!("pgbouncer-{port}"));
         fs::create_dir_all(&home).map_err(|error| error.to_string())?;
         let settings = home.join("pgbouncer.ini");
         let text = format!(
-            "[databases]\n* = host={host} port={to} user=postgres password=postgres\n\
+            "[databases]\n* = host={host} port={to} user={user} password={password}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = any\npool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 500\n"
         );

@@ -83,6 +83,26 @@ impl<'a> Setup<'a> {
             "migrate: {status}\n{}",
             relay.log.lines().join("\n")
         );
+        self.grant().await;
+    }
+
+    /// Gives the relays' role what it needs, as the product prints it.
+    pub(crate) async fn grant(&self) {
+        let file = self.write_config("grants", false);
+        let printed = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
+            .args(["migrate", "--print", "--grants", "--runner"])
+            .arg(self.world.runner())
+            .arg("--config")
+            .arg(&file)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program starts");
+        let script = String::from_utf8(printed.stdout).expect("SQL is text");
+        let (_, runners) = script
+            .split_once("-- 2. After it.")
+            .unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(&printed.stderr)));
+        self.world.grant(&format!("-- {runners}")).await;
     }
 
     /// Starts the daemon.
@@ -100,7 +120,10 @@ impl<'a> Setup<'a> {
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Relay {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("relay-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let file = self.write_config(&name);
+        // The daemon has the runner's rights, and no others, as `migrate --print --grants` gives them. Whoever
+        // migrates must own the tables, and an operator's commands have rights of their own.
+        let runs = arguments.first() == Some(&"run") && !arguments.contains(&"--migrate");
+        let file = self.write_config(&name, runs);
         let mut command = Command::new(&self.program);
         for (variable, _) in std::env::vars() {
             let ours = [
@@ -149,11 +172,15 @@ impl<'a> Setup<'a> {
         }
     }
 
-    fn write_config(&self, name: &str) -> PathBuf {
+    fn write_config(&self, name: &str, as_runner: bool) -> PathBuf {
         let mut text = String::new();
         for (section, keys) in &self.settings {
             writeln!(text, "[{section}]").expect("a string can be written");
             for (key, value) in keys {
+                let value = match (*section, key.as_str()) {
+                    ("database", "url") if as_runner => self.world.as_runner(value),
+                    _ => value.clone(),
+                };
                 writeln!(text, "{key} = {value}").expect("a string can be written");
             }
         }
@@ -210,6 +237,11 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to stop.
     pub(crate) fn sigterm(&self) {
         janitor::signal(self.child.id(), Signal::TERM);

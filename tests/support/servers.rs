@@ -119,6 +119,14 @@ async fn sweep(kind: Kind, address: &str) -> Result<(), String> {
                 let dropped = sqlx::raw_sql(AssertSqlSafe(drop));
                 dropped.execute(&mut connection).await.map_err(told)?;
             }
+            let all = sqlx::query_scalar::<_, String>("select rolname from pg_roles");
+            let all = all.fetch_all(&mut connection).await.map_err(told)?;
+            let of_tests = |name: &&String| name.strip_suffix("-runner").is_some_and(left);
+            for name in all.iter().filter(of_tests) {
+                let drop = format!("drop role if exists \"{name}\"");
+                let dropped = sqlx::raw_sql(AssertSqlSafe(drop));
+                dropped.execute(&mut connection).await.map_err(told)?;
+            }
         }
         Kind::Kafka => {
             let brokers = address.to_owned();
