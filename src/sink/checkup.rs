@@ -13,7 +13,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::Instant;
 
 use super::outcome::{self, Fault, TopicFault};
-use super::settings;
+use super::{secured, settings};
+use crate::certificate::Trouble;
 use crate::config;
 
 /// How long one question may take.
@@ -31,8 +32,8 @@ const LISTEN: Duration = Duration::from_millis(100);
 pub enum Cluster {
     /// Nobody answers; librdkafka's last words on it.
     Unreachable(String),
-    /// Somebody answers, and does not let the relay in.
-    Refused(String),
+    /// Somebody answers, and does not let the relay in. With its last words, and what is behind them where that can be told.
+    Refused(String, Option<Trouble>),
     /// It answers.
     Reached {
         /// How many brokers it has.
@@ -106,6 +107,10 @@ fn ask(kafka: &config::Kafka, topics: &[String]) -> Cluster {
     };
     let brokers = match reach(&client, topics) {
         Ok(brokers) => brokers,
+        Err(Cluster::Refused(words, _)) => {
+            let cause = secured::explain(kafka, &words);
+            return Cluster::Refused(words, cause);
+        }
         Err(cluster) => return cluster,
     };
     let mut known: Vec<Topic> = Vec::with_capacity(topics.len());
@@ -145,7 +150,7 @@ fn reach(client: &BaseProducer<Complaints>, topics: &[String]) -> Result<usize, 
         let heard = client.context().heard();
         let words = heard.words.unwrap_or_else(|| outcome::in_words(&error));
         if heard.refused {
-            return Err(Cluster::Refused(words));
+            return Err(Cluster::Refused(words, None));
         }
         let patience = if heard.cut_off {
             CUT_OFF_MAX

@@ -8,6 +8,9 @@ use crate::record::Record;
 
 pub mod properties;
 
+mod secured;
+pub use secured::weaknesses;
+
 mod settings;
 pub use settings::check;
 
@@ -31,6 +34,8 @@ mod held;
 pub use held::Held;
 
 mod opened;
+
+mod rotated;
 
 mod round;
 
@@ -101,6 +106,7 @@ mod testing {
             brokers: brokers.to_owned(),
             message_bytes_max: 1_000_000,
             properties: std::collections::BTreeMap::new(),
+            files: std::collections::BTreeMap::new(),
         }
     }
 

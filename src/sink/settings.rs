@@ -4,7 +4,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 use super::outcome;
-use crate::config;
+use crate::config::{self, Secret};
 use crate::ops::{Mistake, makes};
 
 /// What no operator may change (see `properties`), each with its reason.
@@ -98,7 +98,9 @@ pub(super) fn connection(kafka: &config::Kafka) -> ClientConfig {
         if let Some(default) = alias_of {
             settings.remove(default);
         }
-        settings.set(name, value.expose());
+        // what is in a file now is what the broker expects now
+        let newer = (kafka.files.get(name)).and_then(|file| Secret::of_file(file).ok());
+        settings.set(name, newer.as_ref().unwrap_or(value).expose());
     }
     settings.set("bootstrap.servers", &kafka.brokers);
     settings.set("enable.metrics.push", "false");
@@ -161,7 +163,6 @@ pub fn check(kafka: &config::Kafka, relay: &config::Relay) -> Result<(), String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Secret;
     use crate::sink::testing;
 
     #[test]
