@@ -36,6 +36,7 @@ mod start;
 mod support;
 mod tail;
 mod tidy;
+mod tls;
 mod top;
 mod traces;
 mod uninstall;
