@@ -92,12 +92,12 @@ fn each_way_in_works_and_whoever_is_refused_is_told_why() {
             vec![("ssl.endpoint.identification.algorithm", "none".to_owned())],
         ]
         .concat();
-        let authority = "is from an authority that the relay does not trust";
+        const AUTHORITY: &str = "is from an authority that the relay does not trust";
         let cases: Vec<(_, _, &[&str])> = vec![
             (
                 "another authority",
                 check(Door::Tls, &tls("SSL", &other)),
-                &["fail", authority, "ssl.ca.location"],
+                &["fail", AUTHORITY, "ssl.ca.location"],
             ),
             (
                 "another host",

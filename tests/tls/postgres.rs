@@ -249,18 +249,18 @@ fn a_relay_proves_who_it_is_by_a_certificate_which_may_be_renewed() {
             certificate: own.certificate.clone(),
             key: foreign.key.clone(),
         };
-        let advice = "sslcert and sslkey";
+        const ADVICE: &str = "sslcert and sslkey";
         let cases: Vec<(_, _, &[&str])> = vec![
             ("its own", check(url(Some(&own))), &["\"ok\" \"PostgreSQL"]),
             (
                 "none",
                 check(url(None)),
-                &["fail", "client certificate", advice],
+                &["fail", "client certificate", ADVICE],
             ),
             (
                 "somebody else's",
                 check(url(Some(&foreign))),
-                &["fail", "certificate authentication failed", advice],
+                &["fail", "certificate authentication failed", ADVICE],
             ),
             (
                 "no key",
@@ -270,7 +270,7 @@ fn a_relay_proves_who_it_is_by_a_certificate_which_may_be_renewed() {
             (
                 "another's key",
                 check(url(Some(&halves))),
-                &["fail", "do not belong together", advice],
+                &["fail", "do not belong together", ADVICE],
             ),
         ];
         all_told(cases, &["database", "tls"]).await;
