@@ -105,12 +105,8 @@ fn ask(kafka: &config::Kafka, topics: &[String]) -> Cluster {
         Ok(client) => client,
         Err(error) => return Cluster::Unreachable(outcome::in_words(&error)),
     };
-    let brokers = match reach(&client, topics) {
+    let brokers = match reach(kafka, &client, topics) {
         Ok(brokers) => brokers,
-        Err(Cluster::Refused(words, _)) => {
-            let cause = secured::explain(kafka, &words);
-            return Cluster::Refused(words, cause);
-        }
         Err(cluster) => return cluster,
     };
     let mut known: Vec<Topic> = Vec::with_capacity(topics.len());
@@ -137,7 +133,11 @@ fn ask(kafka: &config::Kafka, topics: &[String]) -> Cluster {
 }
 
 /// How many brokers there are, once one of them answers.
-fn reach(client: &BaseProducer<Complaints>, topics: &[String]) -> Result<usize, Cluster> {
+fn reach(
+    kafka: &config::Kafka,
+    client: &BaseProducer<Complaints>,
+    topics: &[String],
+) -> Result<usize, Cluster> {
     let began = Instant::now();
     loop {
         // of one topic, where there is any: a large cluster has a long list
@@ -149,8 +149,9 @@ fn reach(client: &BaseProducer<Complaints>, topics: &[String]) -> Result<usize, 
         client.poll(LISTEN);
         let heard = client.context().heard();
         let words = heard.words.unwrap_or_else(|| outcome::in_words(&error));
-        if heard.refused {
-            return Err(Cluster::Refused(words, None));
+        let cause = secured::explain(kafka, &words);
+        if heard.refused || cause.is_some() {
+            return Err(Cluster::Refused(words, cause));
         }
         let patience = if heard.cut_off {
             CUT_OFF_MAX

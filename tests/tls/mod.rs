@@ -5,7 +5,6 @@
 mod kafka;
 mod postgres;
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -13,11 +12,6 @@ use serde_json::Value;
 use crate::support::relay::{Relay, Setup};
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// `path` as a string of the config file.
-fn quoted(path: &Path) -> String {
-    format!("\"{}\"", path.display())
-}
 
 /// Begins to check what `setup` says.
 fn checking(setup: &Setup<'_>) -> Relay {

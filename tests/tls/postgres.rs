@@ -32,12 +32,12 @@ async fn set(world: &World, stage: &Stage, settings: &[(&str, &Path)]) {
     }
 }
 
-/// Lets `role` in as `how` says, before all other rules.
-async fn admit(world: &World, stage: &Stage, role: &str, how: &str) {
+/// Lets clients in by `rule`, before all other rules.
+async fn admit(world: &World, stage: &Stage, rule: &str) {
     let data = stage.clusters[0].ask("show data_directory").await.unwrap();
     let file = PathBuf::from(data).join("pg_hba.conf");
     let rules = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("host all {role} 0.0.0.0/0 {how}\n{rules}")).unwrap();
+    fs::write(&file, format!("{rule}\n{rules}")).unwrap();
     world.execute("select pg_reload_conf()").await;
     let refused = "select count(*) from pg_hba_file_rules where error is not null";
     assert_eq!(world.number(refused).await, 0);
@@ -228,7 +228,7 @@ fn a_relay_proves_who_it_is_by_a_certificate_which_may_be_renewed() {
         let (_, aggregate_type) = outbox.prepare(world).await;
         let (authority, _) = secure(world, stage).await;
         world.execute("create role certified superuser login").await;
-        admit(world, stage, "certified", "cert").await;
+        admit(world, stage, "hostssl all certified 0.0.0.0/0 cert").await;
         let own = authority.issue("certified", "DNS:relay", Dates::Now).await;
         let foreign = authority.issue("somebody", "DNS:relay", Dates::Now).await;
         let ca = authority.pem();
@@ -320,7 +320,7 @@ fn a_password_that_is_changed_in_a_file_is_taken_up_while_rows_flow_and_none_is_
     support::run_on(Stage::primary(&[]), async |world, stage| {
         world.expect_errors("the outbox cannot be read or settled");
         world.execute("create role rotated superuser login").await;
-        admit(world, stage, "rotated", "scram-sha-256").await;
+        admit(world, stage, "host all rotated 0.0.0.0/0 scram-sha-256").await;
         let address = |user: &str| url(world, stage, user, "127.0.0.1", "");
         let alone = |password: &str| format!("{password}\n");
         let in_url = |password: &str| format!("{}\n", address(&format!("rotated:{password}")));
