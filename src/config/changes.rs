@@ -1,9 +1,9 @@
 //! What differs between two readings of a config, by the names of the keys: values may be secrets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::keys::{self, PROPERTIES, Spec};
-use super::settings::{Settings, url_shown};
+use super::settings::Settings;
 use super::written::{Value, Written};
 
 /// Keys that a relay can put in force while it runs.
@@ -59,27 +59,21 @@ impl Settings {
             }
         }
         // what files hold: a new password is a change, though its file has the same name
-        let url = |settings: &Self| settings.url_written().ok().flatten();
-        let (ours, theirs) = (url(self), url(newer));
-        if text(ours.as_ref()) != text(theirs.as_ref()) {
-            let shown = |url: &Option<Written>| url.as_ref().map(url_shown);
-            let rotated = by_file(ours.as_ref(), theirs.as_ref());
-            change(
-                "database.url".to_owned(),
-                rotated && shown(&ours) == shown(&theirs),
-            );
+        let url = |settings: &Self| text(settings.url_written().ok().flatten().as_ref());
+        if url(self) != url(newer) {
+            change("database.url".to_owned(), false);
         }
         let (ours, theirs) = (self.properties_written(), newer.properties_written());
         let names: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
         for name in names {
-            let of = |all: &BTreeMap<String, Result<Written, _>>| {
-                let written: Option<&Result<_, super::problem::Problem>> = all.get(name);
-                written.and_then(|it| it.as_ref().ok()).cloned()
+            let of = |all: &std::collections::BTreeMap<String, Result<Written, _>>| {
+                text(
+                    all.get(name)
+                        .and_then(|it: &Result<_, super::problem::Problem>| it.as_ref().ok()),
+                )
             };
-            let (ours, theirs) = (of(&ours), of(&theirs));
-            if text(ours.as_ref()) != text(theirs.as_ref()) {
-                let rotated = by_file(ours.as_ref(), theirs.as_ref());
-                change(format!("{PROPERTIES}.{name}"), rotated);
+            if of(&ours) != of(&theirs) {
+                change(format!("{PROPERTIES}.{name}"), false);
             }
         }
         changes
@@ -88,12 +82,6 @@ impl Settings {
     fn differs(&self, index: usize, newer: &Self, there: usize, spec: &Spec) -> bool {
         text(self.written(index, spec).as_ref()) != text(newer.written(there, spec).as_ref())
     }
-}
-
-/// Whether both values are from one file: a new connection reads that anew by itself.
-fn by_file(ours: Option<&Written>, theirs: Option<&Written>) -> bool {
-    let file = |written: Option<&Written>| written.and_then(|it| it.held_by.clone());
-    file(ours).is_some() && file(ours) == file(theirs)
 }
 
 /// A value as text, to be compared with another and not to be shown.

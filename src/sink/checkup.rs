@@ -1,11 +1,13 @@
 //! The facts that `check` judges Kafka by. It asks and judges nothing, and produces nothing.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, ResourceSpecifier};
+use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
@@ -13,6 +15,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::Instant;
 
 use super::outcome::{self, Fault, TopicFault};
+use super::token::{self, Token};
 use super::{secured, settings};
 use crate::certificate::Trouble;
 use crate::config;
@@ -100,11 +103,16 @@ pub async fn examine(kafka: &config::Kafka, topics: Vec<String>) -> Cluster {
 
 fn ask(kafka: &config::Kafka, topics: &[String]) -> Cluster {
     let settings = settings::connection(kafka);
-    let client: BaseProducer<Complaints> = match settings.create_with_context(Complaints::default())
-    {
+    let client: BaseProducer<Complaints> = match settings.create_with_context(Complaints {
+        token: Token::of(kafka),
+        ..Complaints::default()
+    }) {
         Ok(client) => client,
         Err(error) => return Cluster::Unreachable(outcome::in_words(&error)),
     };
+    if token::is_wanted(kafka) {
+        client.poll(token::FIRST_POLL);
+    }
     let brokers = match reach(kafka, &client, topics) {
         Ok(brokers) => brokers,
         Err(cluster) => return cluster,
@@ -210,6 +218,9 @@ fn describe(kafka: &config::Kafka, topics: &[&str]) -> HashMap<String, Result<Se
     if topics.is_empty() {
         return HashMap::new();
     }
+    if token::is_wanted(kafka) {
+        return failed("with OAUTHBEARER they cannot be asked for");
+    }
     let settings = settings::connection(kafka);
     let client: AdminClient<Complaints> = match settings.create_with_context(Complaints::default())
     {
@@ -255,6 +266,7 @@ fn describe(kafka: &config::Kafka, topics: &[&str]) -> HashMap<String, Result<Se
 #[derive(Default)]
 struct Complaints {
     heard: Mutex<Heard>,
+    token: Token,
 }
 
 #[derive(Default, Clone)]
@@ -274,6 +286,12 @@ impl Complaints {
 }
 
 impl ClientContext for Complaints {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.token.read()
+    }
+
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", facility, "{message}");
     }

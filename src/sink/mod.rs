@@ -44,6 +44,8 @@ pub use search::{Found, Search, search};
 
 mod sending;
 
+mod token;
+
 mod outcome;
 
 #[cfg(any(test, feature = "failpoints"))]

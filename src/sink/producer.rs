@@ -48,6 +48,7 @@ use super::round::Round;
 use super::secured;
 use super::sending::{Ended, GiveUp, collect, enqueue};
 use super::settings;
+use super::token::{self, Token};
 use super::topics::{PROBE_TIMEOUT, Topics};
 use super::{Attempt, Sink};
 use crate::backoff::Backoff;
@@ -164,7 +165,7 @@ impl KafkaSink {
             end(generation);
         }
         let settings = settings::producer(&self.kafka, &self.relay, sizes);
-        let made = Generation::make(settings, sizes).await;
+        let made = Generation::make(settings, sizes, Token::of(&self.kafka)).await;
         made.map_err(|error| {
             let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
             error!("{why}");
@@ -178,7 +179,7 @@ impl KafkaSink {
         let old = self.generation.take()?;
         let sizes = self.topics.sizes();
         let settings = settings::producer(&self.kafka, &self.relay, sizes);
-        match Generation::make(settings, sizes).await {
+        match Generation::make(settings, sizes, Token::of(&self.kafka)).await {
             Ok(generation) => {
                 info!("certificates or passwords changed on disk: a new producer takes them");
                 end(old);
@@ -242,7 +243,8 @@ impl KafkaSink {
     /// Asks for the size limits of `topics`, and waits for no answer: some brokers give none.
     fn ask_limits(&mut self, topics: Vec<String>) {
         while self.limits.try_join_next().is_some() {}
-        if topics.is_empty() {
+        // rdkafka's client for such questions asks nobody for a token
+        if topics.is_empty() || token::is_wanted(&self.kafka) {
             return;
         }
         let (settings, facts) = (settings::connection(&self.kafka), Arc::clone(&self.topics));

@@ -3,7 +3,7 @@
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use super::outcome;
+use super::{outcome, token};
 use crate::config::{self, Secret};
 use crate::ops::{Mistake, makes};
 
@@ -98,6 +98,10 @@ pub(super) fn connection(kafka: &config::Kafka) -> ClientConfig {
         if let Some(default) = alias_of {
             settings.remove(default);
         }
+        // the relay's own, see `token`
+        if name == token::PROPERTY {
+            continue;
+        }
         // what is in a file now is what the broker expects now
         let newer = (kafka.files.get(name)).and_then(|file| Secret::of_file(file).ok());
         settings.set(name, newer.as_ref().unwrap_or(value).expose());
@@ -154,6 +158,13 @@ pub fn check(kafka: &config::Kafka, relay: &config::Relay) -> Result<(), String>
         relay,
         Sizes::of([kafka.message_bytes_max].into_iter()),
     );
+    if token::is_wanted(kafka) && !kafka.properties.contains_key(token::PROPERTY) {
+        return Err(
+            "sasl.mechanisms is OAUTHBEARER: name a file with a token by \
+                    sasl.oauthbearer.token_file"
+                .to_owned(),
+        );
+    }
     match settings.create_native_config() {
         Ok(_) => Ok(()),
         Err(error) => Err(outcome::in_words(&error)),

@@ -2,8 +2,10 @@
 //! for the tests.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rdkafka::consumer::Consumer;
 use tokio::time::{Instant, sleep};
 
@@ -28,16 +30,19 @@ pub(crate) enum Door {
     Certificate,
     /// Whoever has a password, with TLS: SCRAM-SHA-512 and PLAIN.
     Password,
+    /// Whoever has a token, with TLS.
+    Token,
     /// As [`Door::Tls`], and the broker's certificate is for another host.
     WrongHost,
     /// As [`Door::Tls`], and the broker's certificate has expired.
     Expired,
 }
 
-const DOORS: [(Door, &str); 5] = [
+const DOORS: [(Door, &str); 6] = [
     (Door::Tls, "TLS"),
     (Door::Certificate, "CERTIFICATE"),
     (Door::Password, "PASSWORD"),
+    (Door::Token, "TOKEN"),
     (Door::WrongHost, "WRONGHOST"),
     (Door::Expired, "EXPIRED"),
 ];
@@ -154,7 +159,7 @@ fn settings<'a>(
     let mut all = Vec::new();
     for ((door, name), port) in DOORS.into_iter().zip(ports) {
         let protocol = match door {
-            Door::Password => "SASL_SSL",
+            Door::Password | Door::Token => "SASL_SSL",
             _ => "SSL",
         };
         listeners.push_str(&format!(",{name}://127.0.0.1:{port}"));
@@ -182,6 +187,13 @@ fn settings<'a>(
                 add("plain.sasl.jaas.config", &plain);
                 add("scram-sha-512.sasl.jaas.config", &scram);
             }
+            Door::Token => {
+                // the broker's validator without keys: whatever has not expired is good
+                let module = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule";
+                let own = format!("{module} required unsecuredLoginStringClaim_sub=\"broker\";");
+                add("sasl.enabled.mechanisms", "OAUTHBEARER");
+                add("oauthbearer.sasl.jaas.config", &own);
+            }
             _ => {}
         }
     }
@@ -204,4 +216,15 @@ fn settings<'a>(
         set("auto.create.topics.enable", "false"),
     ]);
     all
+}
+
+/// A token of [`USER`] that is good from `from_s` to `to_s`, counted from now. Nobody has signed it.
+pub(crate) fn token(from_s: i64, to_s: i64) -> String {
+    let part = |json: String| URL_SAFE_NO_PAD.encode(json);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = i64::try_from(since.expect("a clock").as_secs()).expect("seconds");
+    let (iat, exp) = (now + from_s, now + to_s);
+    let head = part("{\"alg\":\"none\"}".to_owned());
+    let claims = format!("{{\"sub\":\"{USER}\",\"iat\":{iat},\"exp\":{exp}}}");
+    format!("{head}.{}.", part(claims))
 }

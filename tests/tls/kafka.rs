@@ -8,7 +8,7 @@ use super::{SOON, all_told, checking};
 use crate::support::certificates::{Authority, Dates, Issued, replace};
 use crate::support::outbox::Outbox;
 use crate::support::relay::Setup;
-use crate::support::secured::{Door, PASSWORD, Secured, USER};
+use crate::support::secured::{Door, PASSWORD, Secured, USER, token};
 use crate::support::writers::{Load, Writing};
 use crate::support::{self, World, eventually, topic_of};
 
@@ -227,6 +227,43 @@ async fn flows(world: &World, outbox: &Outbox, rows: i64) {
 }
 
 const TAKEN: &str = "changed on disk: a new producer takes them";
+
+#[test]
+fn a_token_in_a_file_lets_a_relay_in_and_one_that_has_expired_is_renewed_there() {
+    support::run(async |world| {
+        let secured = broker(world).await;
+        let outbox = Outbox::classic();
+        let (_, aggregate_type) = outbox.prepare(world).await;
+        let topic = topic_of(&aggregate_type);
+        secured.kafka().create_topic(&topic, 2, &[]).await;
+        let file = world.file("token");
+        fs::write(&file, token(-120, -60)).unwrap();
+        let mut properties = tls("SASL_SSL", &secured.authority);
+        properties.extend([
+            ("sasl.mechanisms", "OAUTHBEARER".to_owned()),
+            ("sasl.oauthbearer.token_file", file.display().to_string()),
+        ]);
+        let setup = by(world, &secured, &outbox, Door::Token, &properties);
+        let refused: &[&str] = &["fail", "has expired 6", "sasl.oauthbearer.token_file"];
+        all_told(vec![("expired", checking(&setup), refused)], &["kafka"]).await;
+
+        let relay = setup.run();
+        let line = relay.wait_line("Kafka does not take records", SOON).await;
+        assert!(line.contains("has expired"), "{line}");
+        let mut load = Load::of(&aggregate_type);
+        (load.events, load.aggregates) = (20, 5);
+        let ledger = load.start(world, &outbox).await.finish().await;
+        replace(&file, token(-5, 600).as_bytes());
+        outbox.wait_drained(world, SOON).await;
+        relay.stop().await;
+        world
+            .check_in(&secured.kafka(), &ledger)
+            .await
+            .assert_clean(0);
+        let well: &[&str] = &["\"ok\""];
+        all_told(vec![("renewed", checking(&setup), well)], &["kafka"]).await;
+    });
+}
 
 #[test]
 fn a_certificate_that_is_renewed_on_disk_is_taken_up_while_rows_flow_and_none_is_lost() {
