@@ -26,6 +26,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Session {
+    /// As they were at the start.
+    options: PgConnectOptions,
     database: Database,
     name: Option<String>,
     connect_timeout: Duration,
@@ -43,8 +45,8 @@ impl Session {
     /// # Errors
     /// The URL is no Postgres URL. The message does not repeat it.
     pub(super) fn new(database: &Database) -> Result<Self, Error> {
-        options(database)?;
         Ok(Self {
+            options: parsed(&database.url, database.prepared_statements)?,
             database: database.clone(),
             name: None,
             connect_timeout: database.connect_timeout,
@@ -123,7 +125,7 @@ impl Session {
     /// Connects if need be.
     pub(super) async fn connect(&mut self) -> Result<&mut PgConnection, Error> {
         if self.connection.is_none() {
-            let mut options = options(&self.database)?;
+            let mut options = renewed(self.options.clone(), &self.database);
             if let Some(name) = &self.name {
                 options = options.application_name(name);
             }
@@ -168,15 +170,21 @@ impl Session {
     }
 }
 
-/// How every connection of the relay is made. The files that hold a secret are read anew each time, so
-/// that one that is changed there is in force for the next connection, and none has to be ended for it.
+/// How every connection of the relay is made.
 ///
 /// # Errors
 /// The URL is no Postgres URL. The message does not repeat it.
 pub(super) fn options(database: &Database) -> Result<PgConnectOptions, Error> {
-    let mut options = parsed(&database.url)?;
+    let options = parsed(&database.url, database.prepared_statements)?;
+    Ok(renewed(options, database))
+}
+
+/// `options` with the secrets as their files have them now: one that is changed there is in force for the
+/// next connection, and none has to be ended for it.
+fn renewed(mut options: PgConnectOptions, database: &Database) -> PgConnectOptions {
     if let Some(newer) = reread(database.url_file.as_deref())
-        && let Ok(newer) = parsed(&newer)
+        && newer != database.url
+        && let Ok(newer) = parsed(&newer, database.prepared_statements)
         // another address is another database, for all workers at once or for none: after a restart
         && address(&newer) == address(&options)
     {
@@ -186,18 +194,18 @@ pub(super) fn options(database: &Database) -> Result<PgConnectOptions, Error> {
         let newer = reread(database.password_file.as_deref());
         options = options.password(newer.as_ref().unwrap_or(password).expose());
     }
-    Ok(options
+    options
+}
+
+fn parsed(url: &Secret, keeps_statements: bool) -> Result<PgConnectOptions, Error> {
+    let options = url.expose().trim().parse::<PgConnectOptions>();
+    let options = options
+        .map_err(|_| Error::Connect(Cause::new("the database URL is not a Postgres URL")))?
         .application_name("outbox-relay")
         // poolers refuse start-up parameters they do not know; the transactions set their own
         .extra_float_digits(None)
-        .statement_cache_capacity(if database.prepared_statements { 100 } else { 0 })
-        .disable_statement_logging())
-}
-
-fn parsed(url: &Secret) -> Result<PgConnectOptions, Error> {
-    let options = url.expose().trim().parse::<PgConnectOptions>();
-    let options = options
-        .map_err(|_| Error::Connect(Cause::new("the database URL is not a Postgres URL")))?;
+        .statement_cache_capacity(if keeps_statements { 100 } else { 0 })
+        .disable_statement_logging();
     Ok(secured(options, url.expose()))
 }
 
