@@ -151,12 +151,8 @@ fn a_crash_around_the_commit_leaves_each_row_in_one_place() {
         for step in ["settle_before_commit", "settle_after_commit"] {
             let mut outbox = archiving("");
             outbox.table = format!("outbox_{step}");
-            outbox.create(world).await;
-            let setup = world.relay(&[&outbox]).workers(1);
-            setup.migrate().await;
-            let aggregate_type = world.aggregate_type(&step.replace('_', "-"));
-            let topic = topic_of(&aggregate_type);
-            world.kafka.create_topic(&topic, 2, &[]).await;
+            let (setup, aggregate_type) = outbox.prepare_as(world, &step.replace('_', "-")).await;
+            let setup = setup.workers(1);
             let mut ledger = Ledger::default();
             for n in 1..=3 {
                 ledger.push(one(world, &outbox, &aggregate_type, "a", n).await);
@@ -164,7 +160,7 @@ fn a_crash_around_the_commit_leaves_each_row_in_one_place() {
             let armed = world.relay(&[&outbox]).workers(1).failpoint(step, "return");
             let status = armed.run().wait_exit(SOON).await;
             assert!(!status.success(), "it aborts at {step}: {status}");
-            let came = world.kafka.read_all(&topic).await.len();
+            let came = world.kafka.read_all(&topic_of(&aggregate_type)).await.len();
             assert_eq!(came, 3);
             let committed = step == "settle_after_commit";
             assert_eq!(outbox.pending(world).await, if committed { 0 } else { 3 });

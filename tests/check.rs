@@ -15,7 +15,7 @@ use crate::support::guarded::{Guarded, PASSWORD, USER};
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::relay::Setup;
-use crate::support::writers::one;
+use crate::support::writers::{first, one};
 use crate::support::{self, Own, World, eventually, topic_of};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -423,14 +423,7 @@ fn a_healthy_set_up_is_all_ok_and_a_careless_topic_is_not() {
         let aggregate_type = world.aggregate_type("Order");
         let topic = topic_of(&aggregate_type);
         cluster.create_replicated(&topic).await;
-        one(
-            world,
-            &outbox,
-            &aggregate_type,
-            &Uuid::new_v4().to_string(),
-            1,
-        )
-        .await;
+        first(world, &outbox, &aggregate_type).await;
         let strict = &["--deny-warnings"];
         let checked = check(&setup, strict).await;
         assert!(

@@ -84,12 +84,8 @@ fn a_relay_killed_between_acknowledgement_and_commit_repeats_itself_byte_for_byt
         for step in ["sink_acked", "settle_before", "settle_before_commit"] {
             let table = format!("outbox_{step}");
             let outbox = Outbox::new(&table, Layout::Classic, OnPublished::Mark);
-            outbox.create(world).await;
-            let setup = world.relay(&[&outbox]).workers(1);
-            setup.migrate().await;
-            let aggregate_type = world.aggregate_type(&step.replace('_', "-"));
-            let topic = topic_of(&aggregate_type);
-            world.kafka.create_topic(&topic, 2, &[]).await;
+            let (setup, aggregate_type) = outbox.prepare_as(world, &step.replace('_', "-")).await;
+            let setup = setup.workers(1);
             let order = uuid::Uuid::new_v4().to_string();
             let mut ledger = Ledger::default();
             for n in 1..=3 {
@@ -100,7 +96,7 @@ fn a_relay_killed_between_acknowledgement_and_commit_repeats_itself_byte_for_byt
             let mut doomed = armed.run();
             let status = doomed.wait_exit(Duration::from_secs(20)).await;
             assert!(!status.success(), "it aborts at {step}: {status}");
-            let before = world.kafka.read_all(&topic).await.len();
+            let before = world.kafka.read_all(&topic_of(&aggregate_type)).await.len();
             assert!(before > 0, "Kafka has some at {step}");
             assert_eq!(
                 outbox.pending(world).await,

@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::support::outbox::{Layout, OnPublished, Outbox, parked};
-use crate::support::writers::{Ledger, one};
+use crate::support::writers::{Ledger, first, one};
 use crate::support::{self, eventually, topic_of};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -65,16 +65,7 @@ fn an_outbox_that_does_not_exist_yet_is_waited_for() {
             .create_topic(&topic_of(&aggregate_type), 1, &[])
             .await;
         let mut ledger = Ledger::default();
-        ledger.push(
-            one(
-                world,
-                &outbox,
-                &aggregate_type,
-                &Uuid::new_v4().to_string(),
-                1,
-            )
-            .await,
-        );
+        ledger.push(first(world, &outbox, &aggregate_type).await);
         outbox.wait_drained(world, SOON).await;
         relay.stop().await;
         world.check(&ledger).await.assert_clean(0);

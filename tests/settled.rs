@@ -203,10 +203,7 @@ fn a_late_insert_by_a_trigger_or_a_copy_is_waited_for() {
         scene.outbox.wait_drained(world, SOON).await;
         scene.relay.stop().await;
         let report = world.check(&scene.ledger).await;
-        assert!(
-            report.lost.is_empty() && report.disordered.is_empty(),
-            "{report}"
-        );
+        report.assert_whole();
         assert_eq!(
             report.phantom.len(),
             2,
@@ -362,9 +359,6 @@ fn a_crash_that_takes_numbers_back_takes_back_what_was_said_of_them() {
         scene.outbox.wait_drained(world, SOON).await;
         scene.relay.stop().await;
         let report = world.check(&scene.ledger).await;
-        assert!(
-            report.lost.is_empty() && report.disordered.is_empty(),
-            "{report}"
-        );
+        report.assert_whole();
     });
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::support::kafka::blocking;
 use crate::support::outbox::Outbox;
 use crate::support::relay::{Relay, Setup};
-use crate::support::writers::one;
+use crate::support::writers::{first, one};
 use crate::support::{self, eventually, topic_of};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -200,14 +200,7 @@ fn tail_says_what_it_cannot_show() {
         assert!(said.contains("127.0.0.1:9"), "{said}");
 
         // without Postgres there are the events, without their latencies
-        one(
-            world,
-            &outbox,
-            &aggregate_type,
-            &Uuid::new_v4().to_string(),
-            1,
-        )
-        .await;
+        first(world, &outbox, &aggregate_type).await;
         assert!(setup.until_empty(SOON).await.success());
         let alone = world.relay(&[&outbox]).set(
             "database",

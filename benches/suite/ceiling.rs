@@ -43,14 +43,7 @@ pub(crate) async fn postgres(
     };
     // for the numbers and the index of the lanes
     told.migrate(build)?;
-    let backlog = Backlog {
-        rows: size.rows,
-        bytes: 350,
-        column: "jsonb",
-        aggregates: 20_000,
-        poison_every: None,
-        homeless_every: None,
-    };
+    let backlog = Backlog::usual(size.rows);
     place.seed(&backlog).await?;
     let before = Meter::start(stand, &mut place).await?;
     let began = Instant::now();

@@ -37,6 +37,18 @@ pub(crate) struct Backlog {
 }
 
 impl Backlog {
+    /// Of a usual size, of many aggregates, and all of them good.
+    pub(crate) fn usual(rows: u64) -> Self {
+        Self {
+            rows,
+            bytes: 350,
+            column: "jsonb",
+            aggregates: 20_000,
+            poison_every: None,
+            homeless_every: None,
+        }
+    }
+
     /// How many of the rows can be published.
     pub(crate) fn good(&self) -> u64 {
         let bad = |every: Option<u64>| every.map_or(0, |every| self.rows / every);

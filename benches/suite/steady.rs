@@ -98,14 +98,7 @@ pub(crate) async fn idle(
 
 /// A relay that has published `past` rows already.
 async fn serve(place: &mut Place, mode: &str, build: &Build, past: u64) -> Result<Relay, String> {
-    let backlog = Backlog {
-        rows: past,
-        bytes: 350,
-        column: "jsonb",
-        aggregates: 20_000,
-        poison_every: None,
-        homeless_every: None,
-    };
+    let backlog = Backlog::usual(past);
     place.seed(&backlog).await?;
     let told = Told { place, mode };
     let mut relays = [told.start(build)?];

@@ -16,7 +16,7 @@ use super::error::Error;
 use super::layout::{literal, quote_table};
 use super::sampling::{ROWS_MAX, age};
 use super::session::{Session, answer};
-use super::sql::{Timeouts, begin, lane_of};
+use super::sql::{PINS, Timeouts, begin, drawn, lane_of, lanes_by_place};
 use super::tables::known_tables;
 use crate::config::{Database, TableName};
 
@@ -96,11 +96,7 @@ impl Sql {
             // the claim's own pins, for the same reasons: never a sort of the backlog
             open: sql(begin(
                 timeouts,
-                "set transaction read only;
-                 set local enable_seqscan = off;
-                 set local enable_bitmapscan = off;
-                 set local enable_sort = off;
-                 set local row_security = off;",
+                &format!("set transaction read only; {PINS}"),
             )),
 
             // How many lanes there are now: the index has another expression for another number. Plan: index
@@ -115,22 +111,25 @@ impl Sql {
             // Plan: one index scan a lane, numbered and hashed as it comes; what is sorted are the aggregates
             // of at most $1 rows a lane. No locks: a row that is being published waits still.
             aggregates: sql(format!(
-                "select left(x.key, {ID_CHARS_MAX}), min(x.kind), max(x.kind), count(*),
+                "with {drawn}
+                 select left(x.key, {ID_CHARS_MAX}), min(x.kind), max(x.kind), count(*),
                         extract(epoch from min(x.created_at))::float8,
                         (sum(count(*)) over ())::int8, count(*) over (), bool_or(max(x.place) >= $1) over (),
                         (extract(epoch from clock_timestamp()) * 1000000)::int8
-                   from generate_series(0, {last}) as l (lane)
+                   from {lanes}
                   cross join lateral
                         (select coalesce(t.aggregate_id::text, '') as key, t.aggregate_type::text as kind,
                                 t.created_at, row_number() over (order by t.seq) as place
                            from {rows} t
                           where t.published_at is null and t.seq is not null and {lane} = l.lane
+                            and t.seq > l.place
                           order by t.seq
                           limit $1) x
                   group by x.key
                   order by case when $2 then min(x.created_at) end, count(*) desc, 1
                   limit $3",
-                last = lanes - 1
+                drawn = drawn(&rows),
+                lanes = lanes_by_place(&outbox),
             )),
         }
     }

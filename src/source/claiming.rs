@@ -74,18 +74,11 @@ impl Filter {
         })
     }
 
-    /// Where a claim of each of `lanes` begins: behind what is settled of it, or passed.
-    pub(super) fn places(
-        filter: Option<&Self>,
-        lanes: &[i32],
-        settled: impl Fn(i32) -> Option<i64>,
-    ) -> Vec<i64> {
-        let passed = |lane: i32| {
-            let lane = usize::try_from(lane).ok()?;
-            filter?.places.get(lane).copied()
-        };
-        let place = |lane: &i32| passed(*lane).max(settled(*lane)).unwrap_or(i64::MIN);
-        lanes.iter().map(place).collect()
+    /// Behind which row the claim of `lane` begins: it is settled so far, or all up to there is passed.
+    pub(super) fn place(filter: Option<&Self>, lane: i32, settled: Option<i64>) -> i64 {
+        let passed = filter.zip(usize::try_from(lane).ok());
+        let passed = passed.and_then(|(filter, lane)| filter.places.get(lane).copied());
+        passed.max(settled).unwrap_or(i64::MIN)
     }
 
     pub(super) fn bind<'q>(filter: Option<&'q Self>, statement: Statement<'q>) -> Statement<'q> {

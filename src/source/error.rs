@@ -196,6 +196,12 @@ impl Error {
         }
     }
 
+    /// Whether a statement that does not wait met a row that somebody else has locked.
+    pub(super) fn met_a_lock(&self) -> bool {
+        // lock_not_available
+        self.code() == Some("55P03")
+    }
+
     /// Whether the table, a column, a grant or the routing may have changed under the relay, so that
     /// the start checks should look again: they say exactly what is wrong and what to do.
     #[must_use]

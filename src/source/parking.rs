@@ -115,8 +115,8 @@ impl PollingSource {
                         parked.push(row);
                     }
                 }
-                // lock_not_available: somebody is at a parked row; the outbox goes on meanwhile
-                Err(error) if error.code() == Some("55P03") => {
+                // somebody is at a parked row; the outbox goes on meanwhile
+                Err(error) if error.met_a_lock() => {
                     drop(rows);
                     self.session.end("rollback").await?;
                     polling.memory(|memory| memory.parked_after = now + PARKED_PAUSE);

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::Error;
 use super::claiming::columns;
 use super::polling::PollingSource;
-use super::session::{Writer, answer};
+use super::session::{Writer, answer, may_write_still};
 use crate::route::{Kind, Waiting};
 
 /// How often the places are moved on.
@@ -99,10 +99,8 @@ impl PollingSource {
         self.session.begin(&polling.statements.open).await?;
         let bounds = polling.memory(|memory| memory.passing.bounds.clone());
         let now = self.session.writers(&polling.statements.lockers).await?;
-        // a prepared transaction may be any of those who wrote then, under a new name
-        let may_write = |writer: &Writer| now.iter().any(|it| it.1 || it.0 == writer.0);
         if let Some((bounds, writers)) = bounds
-            && !writers.iter().any(may_write)
+            && !may_write_still(&writers, &now)
         {
             let places = polling.memory(|memory| memory.passing.places.clone());
             let lanes: Vec<i32> = (0..).take(places.len()).collect();

@@ -431,11 +431,12 @@ impl PollingSource {
             )
         });
         let settled_of = |lane: i32| settled.get(&lane).copied();
-        let places = Filter::places(filter.as_ref(), &lanes, settled_of);
+        let place_of = |lane: i32| Filter::place(filter.as_ref(), lane, settled_of(lane));
+        let places: Vec<i64> = lanes.iter().map(|lane| place_of(*lane)).collect();
         held.claiming = true;
         let claimed = self.claim_rows(&lanes, &asked, &places, filter.as_ref(), careful);
         let mut rows = match claimed.await {
-            Err(error) if !careful && error.code() == Some("55P03") => {
+            Err(error) if !careful && error.met_a_lock() => {
                 held.claiming = false;
                 polling.memory(|memory| memory.careful_until = Instant::now() + CAREFUL);
                 self.session.end("rollback").await?;
@@ -456,10 +457,6 @@ impl PollingSource {
         held.sweeping = false;
         let mut passed = HashMap::new();
         if careful && !makes(Mistake::NoLaneLock) {
-            let place_of = |lane: i32| {
-                let place = lanes.iter().zip(&places).find(|(it, _)| **it == lane);
-                place.map_or(i64::MIN, |(_, place)| *place)
-            };
             let aside = self.put_locked_aside(&mut rows.rows, place_of, filter.as_ref());
             passed = aside.await?;
             if !passed.is_empty() {
@@ -577,11 +574,15 @@ impl Source for PollingSource {
                         Ok(Claim::Nothing) if sweep => {
                             let empty = polling.memory(|memory| memory.lanes.at_rest());
                             // before it ends, what somebody put back is found
-                            if empty
-                                && polling.until_empty
-                                && begin_anew(&mut self.session, &polling).await? > 0
-                            {
-                                continue;
+                            if empty && polling.until_empty {
+                                match begin_anew(&mut self.session, &polling).await {
+                                    Ok(0) => {}
+                                    Ok(_) => continue,
+                                    Err(error) => {
+                                        self.session.discard();
+                                        return Err(error);
+                                    }
+                                }
                             }
                             polling.memory(|memory| memory.empty = empty);
                             if empty && polling.until_empty {

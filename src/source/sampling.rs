@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::layout::{has_headers_and_topic, literal, quote_table};
 use super::session::{Session, answer};
-use super::sql::{Timeouts, begin, drawn, lane_of, settled};
+use super::sql::{PINS, Timeouts, begin, drawn, lane_of, lanes_by_place};
 use crate::config::{Database, Layout, TableName};
 use crate::ops::{as_f64, unix_us};
 use crate::route::Kind;
@@ -102,13 +102,7 @@ impl Sql {
             false => "null::text",
         };
         let drawn = drawn(&rows);
-        // behind what is settled, as the claims do
-        let lanes = format!(
-            "(select l.lane, coalesce({settled}, ({least})::int8) as place
-                from outbox_relay.lane l cross join drawn d where l.outbox = {outbox} offset 0) l",
-            settled = settled("l"),
-            least = i64::MIN,
-        );
+        let lanes = lanes_by_place(&outbox);
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
         let timeouts = Timeouts {
             statement_ms,
@@ -146,13 +140,7 @@ impl Sql {
             .collect();
         Self {
             // the claim's own pins, for the same reasons
-            open: sql(begin(
-                timeouts,
-                "set local enable_seqscan = off;
-                 set local enable_bitmapscan = off;
-                 set local enable_sort = off;
-                 set local row_security = off;",
-            )),
+            open: sql(begin(timeouts, PINS)),
 
             // The database's clock, and how many numbers were drawn from the sequence of `seq`; where
             // that may not be read, the inserts of the statistics, which are seconds behind.

@@ -20,6 +20,13 @@ use crate::config::{Database, Secret};
 /// A transaction that writes to the table, by its virtual id, and whether it is a prepared one.
 pub(super) type Writer = (String, bool);
 
+/// Whether any of those who wrote `then` may do so `now`. A prepared transaction may be any of them: servers
+/// older than 14.1 give it a new name.
+pub(super) fn may_write_still(then: &[Writer], now: &[Writer]) -> bool {
+    let is = |(name, _): &Writer| now.iter().any(|(it, prepared)| *prepared || it == name);
+    then.iter().any(is)
+}
+
 /// How much longer than the server's own statement time-out the relay waits for an answer.
 const GRACE: Duration = Duration::from_secs(5);
 

@@ -29,7 +29,6 @@
 //! while an old transaction is open: with as many as the square root of what was settled, both stay small. A
 //! role that may not read the sequence has none of this; docs/performance.md has the grant.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +38,7 @@ use tokio::time::Instant;
 use super::Error;
 use super::decode::ClaimedRow;
 use super::polling::{Polling, PollingSource};
-use super::session::{Session, Writer, answer};
+use super::session::{Session, Writer, answer, may_write_still};
 use super::sql::settle_lanes;
 use crate::event::Event;
 use crate::settle::Verdict;
@@ -67,7 +66,7 @@ pub(super) struct Closing {
     look_at: Instant,
     again: Duration,
     /// Who may still bring rows up to this number.
-    open: Option<(Drawn, HashSet<String>)>,
+    open: Option<(Drawn, Vec<Writer>)>,
     closed: Option<Drawn>,
     lanes: Vec<Written>,
 }
@@ -100,31 +99,29 @@ impl Closing {
     }
 
     /// A server process that has been known `since` read `drawn`, and then that `writers` hold locks.
-    fn looked(&mut self, drawn: Drawn, writers: &[Writer], since: Instant) {
+    fn looked(&mut self, drawn: Drawn, writers: Vec<Writer>, since: Instant) {
         let known = |it: &Drawn| it.file == drawn.file && it.seq <= drawn.seq;
         self.closed = self.closed.filter(known);
-        let prepared = writers.iter().any(|(_, prepared)| *prepared);
-        let names: HashSet<String> = writers.iter().map(|(name, _)| name.clone()).collect();
         // a process that is younger may have come after a crash, which ended its writers unseen
         let open = (self.open.take()).filter(|(it, _)| known(it) && since <= it.at);
         match open {
-            Some((it, writers)) if prepared || !writers.is_disjoint(&names) => {
+            Some((it, then)) if may_write_still(&then, &writers) => {
                 self.look_at = drawn.at + self.again;
                 self.again = (self.again * 2).min(LOOK_PAUSE);
-                self.open = Some((it, writers));
+                self.open = Some((it, then));
                 return;
             }
             Some((it, _)) => self.closed = Some(it),
             None => {}
         }
         self.again = LOOK_AGAIN;
-        if names.is_empty() {
+        if writers.is_empty() {
             self.closed = Some(drawn);
         } else {
             if self.closed.is_none() {
                 self.look_at = drawn.at + self.again;
             }
-            self.open = Some((drawn, names));
+            self.open = Some((drawn, writers));
         }
     }
 
@@ -233,7 +230,7 @@ impl PollingSource {
         // not before the number: a writer that came between them would be missed
         let writers = self.session.writers(&polling.statements.lockers).await?;
         let drawn = Drawn { seq, file, at };
-        polling.memory(|memory| memory.closing.looked(drawn, &writers, since));
+        polling.memory(|memory| memory.closing.looked(drawn, writers, since));
         Ok(())
     }
 
@@ -309,15 +306,15 @@ mod tests {
         let start = Instant::now();
         let at = |s: u32| start + SECOND * s;
         let mut closing = Closing::new(1, start);
-        closing.looked(drawn(100, at(1)), &writers(&["a", "b"]), start);
+        closing.looked(drawn(100, at(1)), writers(&["a", "b"]), start);
         assert_eq!(closing.closed(start), None);
-        closing.looked(drawn(200, at(2)), &writers(&["b", "c"]), start);
+        closing.looked(drawn(200, at(2)), writers(&["b", "c"]), start);
         assert_eq!(closing.closed(start), None, "b writes still");
-        closing.looked(drawn(300, at(3)), &writers(&["c"]), start);
+        closing.looked(drawn(300, at(3)), writers(&["c"]), start);
         assert_eq!(closing.closed(start), Some(drawn(100, at(1))));
-        closing.looked(drawn(400, at(4)), &writers(&["d"]), start);
+        closing.looked(drawn(400, at(4)), writers(&["d"]), start);
         assert_eq!(closing.closed(start), Some(drawn(300, at(3))));
-        closing.looked(drawn(500, at(5)), &[], start);
+        closing.looked(drawn(500, at(5)), writers(&[]), start);
         assert_eq!(
             closing.closed(start),
             Some(drawn(500, at(5))),
@@ -329,10 +326,10 @@ mod tests {
     fn a_prepared_transaction_may_be_one_of_those_who_wrote() {
         let start = Instant::now();
         let mut closing = Closing::new(1, start);
-        closing.looked(drawn(100, start + SECOND), &writers(&["3/7"]), start);
-        closing.looked(drawn(200, start + SECOND * 2), &writers(&["-1/9"]), start);
+        closing.looked(drawn(100, start + SECOND), writers(&["3/7"]), start);
+        closing.looked(drawn(200, start + SECOND * 2), writers(&["-1/9"]), start);
         assert_eq!(closing.closed(start), None, "3/7 under its new name");
-        closing.looked(drawn(200, start + SECOND * 3), &[], start);
+        closing.looked(drawn(200, start + SECOND * 3), writers(&[]), start);
         assert!(closing.closed(start).is_some());
     }
 
@@ -341,10 +338,10 @@ mod tests {
         let start = Instant::now();
         let at = |s: u32| start + SECOND * s;
         let mut closing = Closing::new(1, start);
-        closing.looked(drawn(100, at(1)), &writers(&["a"]), start);
+        closing.looked(drawn(100, at(1)), writers(&["a"]), start);
         // the process that asks now is younger than the reading
-        closing.looked(drawn(90, at(3)), &writers(&["b"]), at(2));
-        closing.looked(drawn(120, at(4)), &writers(&[]), at(2));
+        closing.looked(drawn(90, at(3)), writers(&["b"]), at(2));
+        closing.looked(drawn(120, at(4)), writers(&[]), at(2));
         assert_eq!(closing.closed(at(2)), Some(drawn(120, at(4))));
         assert_eq!(closing.closed(at(5)), None, "nor may a younger one use it");
         closing.looked(
@@ -352,12 +349,12 @@ mod tests {
                 file: 2,
                 ..drawn(500, at(6))
             },
-            &writers(&["c"]),
+            writers(&["c"]),
             at(2),
         );
         assert_eq!(closing.closed(at(2)), None, "another sequence");
-        closing.looked(drawn(500, at(7)), &[], at(2));
-        closing.looked(drawn(400, at(8)), &writers(&["c"]), at(2));
+        closing.looked(drawn(500, at(7)), writers(&[]), at(2));
+        closing.looked(drawn(400, at(8)), writers(&["c"]), at(2));
         assert_eq!(closing.closed(at(2)), None, "set back");
     }
 

@@ -66,6 +66,15 @@ pub(super) struct Timeouts {
     pub(super) tcp_ms: u128,
 }
 
+/// Of every transaction that reads rows which wait. A stale or impossible estimate turns the claim into a
+/// sort of the whole backlog; without the first three the index gives the order, always. Their penalty would
+/// switch the JIT compiler on, at 150 ms a statement. And a policy that hides rows from the relay is an error,
+/// not silence.
+pub(super) const PINS: &str = "set local enable_seqscan = off;
+     set local enable_bitmapscan = off;
+     set local enable_sort = off;
+     set local row_security = off;";
+
 /// The lane of a row: a hash of the aggregate id as text. The index has this very expression.
 pub(super) fn lane_of(row: &str, lanes: u16) -> String {
     let mask = lanes - 1;
@@ -152,25 +161,20 @@ impl Statements {
             // One simple query, so one round trip. Read committed, stated, whatever the database's
             // default: the claim must see what the last holder of the lane committed.
             //
-            // The pins: a stale or impossible estimate turns the claim into a sort of the whole
-            // backlog; without these three the index gives the order, always. Their penalty would
-            // switch the JIT compiler on, at 150 ms a statement.
-            // `row_security`: a policy that hides rows from the relay is an error, not silence.
             // The formats: each changes the bytes that a payload or an id is printed as.
             // `tcp_user_timeout`: a relay that froze while Postgres is sending to it is `active`,
             // and neither idle nor statement time-out would free its locks.
             // Which process it is, because what is known of the table may end with it: see `settled`.
             open: sql(begin(
                 timeouts,
-                "set local enable_seqscan = off;
-                 set local enable_bitmapscan = off;
-                 set local enable_sort = off;
-                 set local row_security = off;
-                 set local datestyle = 'ISO, MDY';
-                 set local intervalstyle = 'postgres';
-                 set local extra_float_digits = 1;
-                 set local bytea_output = 'hex';
-                 select pg_backend_pid();",
+                &format!(
+                    "{PINS}
+                     set local datestyle = 'ISO, MDY';
+                     set local intervalstyle = 'postgres';
+                     set local extra_float_digits = 1;
+                     set local bytea_output = 'hex';
+                     select pg_backend_pid();"
+                ),
             )),
 
             // Takes up to $3 of the lanes $1, the first of them first: those that are free and, if
@@ -499,6 +503,17 @@ pub(super) fn settled(lane: &str) -> String {
     format!(
         "case when {lane}.settled_file = d.sequence[2] and {lane}.settled_seq <= d.sequence[1]
               then {lane}.settled_seq end"
+    )
+}
+
+/// The lanes of `outbox`, as `l`, each with the `place` behind which its rows are that may wait; in a statement
+/// that `drawn` stands before.
+pub(super) fn lanes_by_place(outbox: &str) -> String {
+    format!(
+        "(select l.lane, coalesce({settled}, ({least})::int8) as place
+            from outbox_relay.lane l cross join drawn d where l.outbox = {outbox} offset 0) l",
+        settled = settled("l"),
+        least = i64::MIN,
     )
 }
 

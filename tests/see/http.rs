@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{SOON, Seen, watched};
 use crate::support::outbox::Outbox;
-use crate::support::writers::one;
+use crate::support::writers::{first, one};
 use crate::support::{self, Own, eventually, topic_of};
 
 #[test]
@@ -140,14 +140,7 @@ fn a_port_that_is_taken_is_told_and_stops_no_event() {
             line.contains(&address.to_string()) && line.contains("WARN"),
             "{line}"
         );
-        one(
-            world,
-            &outbox,
-            &aggregate_type,
-            &Uuid::new_v4().to_string(),
-            1,
-        )
-        .await;
+        first(world, &outbox, &aggregate_type).await;
         outbox.wait_drained(world, SOON).await;
         drop(taken);
         let seen = Seen::of(relay).await;
@@ -173,14 +166,7 @@ fn a_worker_that_makes_no_progress_is_told_by_livez() {
         })
         .await;
         // a worker that still connects is not stuck: it gives up after five seconds and says so
-        one(
-            world,
-            &outbox,
-            &aggregate_type,
-            &Uuid::new_v4().to_string(),
-            1,
-        )
-        .await;
+        first(world, &outbox, &aggregate_type).await;
         outbox.wait_drained(world, SOON).await;
         // its workers ask, and nobody answers for half a minute
         world.own_postgres().pause().await;

@@ -205,6 +205,11 @@ impl Report {
             "at most {duplicates_max} duplicates: {self}"
         );
     }
+
+    /// Fails the test if an event is lost or out of its order; others than the ledger's may be there too.
+    pub(crate) fn assert_whole(&self) {
+        assert!(self.lost.is_empty() && self.disordered.is_empty(), "{self}");
+    }
 }
 
 impl fmt::Display for Report {

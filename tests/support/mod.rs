@@ -134,18 +134,14 @@ fn play(world: World, test: impl AsyncFnOnce(&World)) {
     // A container that is dropped wants a runtime, in a panic above all.
     let _runtime = RUNTIME.enter();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        RUNTIME
-            .block_on(async { timeout(longest(), Box::pin(test(&world))).await })
-            .expect("a test ends");
+        in_time("a test", test(&world));
         world.assert_no_unexpected_error();
     }));
     if outcome.is_err() {
         world.print_logs();
     }
     let removed = catch_unwind(AssertUnwindSafe(|| {
-        RUNTIME
-            .block_on(async { timeout(longest(), Box::pin(world.remove())).await })
-            .expect("what a test made can be removed");
+        in_time("the removal of what it made", world.remove());
     }));
     for result in [outcome, removed] {
         result.unwrap_or_else(|panic| resume_unwind(panic));
@@ -432,6 +428,14 @@ fn a_database_replaces_the_one_in_a_url() {
 /// Runs what needs no servers.
 pub(crate) fn block_on(test: impl Future<Output = ()>) {
     RUNTIME.block_on(test);
+}
+
+/// Runs `what` to its end, which comes in time or not at all.
+fn in_time<T>(what: &str, running: impl Future<Output = T>) -> T {
+    let running = Box::pin(running);
+    RUNTIME
+        .block_on(async { timeout(longest(), running).await })
+        .unwrap_or_else(|_| panic!("{what} does not end"))
 }
 
 /// After which a test hangs, rather than being slow: it fails and says what it waited in.

@@ -97,10 +97,15 @@ impl Outbox {
     /// Makes the table and all that a relay needs to serve it, and a topic of two partitions: the relay,
     /// not yet started, and the type of aggregates whose topic it is.
     pub(crate) async fn prepare<'a>(&self, world: &'a World) -> (Setup<'a>, String) {
+        self.prepare_as(world, "Order").await
+    }
+
+    /// The same, for a type of aggregates with that `name`.
+    pub(crate) async fn prepare_as<'a>(&self, world: &'a World, name: &str) -> (Setup<'a>, String) {
         self.create(world).await;
         let setup = world.relay(&[self]);
         setup.migrate().await;
-        let aggregate_type = world.aggregate_type("Order");
+        let aggregate_type = world.aggregate_type(name);
         let topic = topic_of(&aggregate_type);
         world.kafka.create_topic(&topic, 2, &[]).await;
         (setup, aggregate_type)

@@ -397,6 +397,18 @@ pub(crate) async fn one(
     to_be_committed(&mut connection, event).await
 }
 
+/// Inserts and commits the first event of an order that nobody knows yet.
+pub(crate) async fn first(world: &World, outbox: &Outbox, aggregate_type: &str) -> Written {
+    one(
+        world,
+        outbox,
+        aggregate_type,
+        &Uuid::new_v4().to_string(),
+        1,
+    )
+    .await
+}
+
 /// Inserts an event whose transaction the caller commits, or which is one by itself.
 pub(crate) async fn to_be_committed(connection: &mut PgConnection, event: Event<'_>) -> Written {
     let written = insert(connection, event).await;
