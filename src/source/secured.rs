@@ -38,10 +38,8 @@ pub(super) fn secured(options: PgConnectOptions, url: &str) -> PgConnectOptions 
 /// would weaken a URL whose writer knows nothing of it.
 fn names_mode(url: &str) -> bool {
     let parameters = url.split_once('?').map_or("", |(_, rest)| rest).split('&');
-    let names = parameters.filter_map(|it| it.split_once('='));
-    names
-        .into_iter()
-        .any(|(name, _)| matches!(name, "sslmode" | "ssl-mode"))
+    let mut names = parameters.filter_map(|it| it.split_once('='));
+    names.any(|(name, _)| matches!(name, "sslmode" | "ssl-mode"))
 }
 
 fn is_socket(options: &PgConnectOptions) -> bool {
