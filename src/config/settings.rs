@@ -212,7 +212,7 @@ impl Settings {
             database: Database {
                 url: url.unwrap_or_else(|| Secret::new("")),
                 url_file: self.url_written().ok().flatten().and_then(holder),
-                password_file: password.as_ref().and(self.password_file()),
+                password_file: password.as_ref().and_then(|_| self.password_file()),
                 password,
                 connect_timeout: self.read(&keys::CONNECT_TIMEOUT)?,
                 statement_timeout: self.read(&keys::STATEMENT_TIMEOUT)?,
