@@ -325,7 +325,8 @@ fn a_password_that_is_changed_in_a_file_is_taken_up_while_rows_flow_and_none_is_
         let alone = |password: &str| format!("{password}\n");
         let in_url = |password: &str| format!("{}\n", address(&format!("rotated:{password}")));
         // what the file holds
-        let ways: [(&str, &str, &dyn Fn(&str) -> String); 2] = [
+        type Text<'a> = &'a dyn Fn(&str) -> String;
+        let ways: [(&str, &str, Text<'_>); 2] = [
             ("password_file", "outbox", &alone),
             ("url_file", "outbox_2", &in_url),
         ];
