@@ -57,6 +57,8 @@ pub mod dead_letter;
 
 pub mod backoff;
 
+pub mod certificate;
+
 pub mod finding;
 
 pub mod rate;

@@ -549,7 +549,7 @@ fn what_the_brokers_deny_is_found_step_by_step() {
             "a secret: {}",
             checked.all
         );
-        let (_, fix) = checked.found("kafka", "do not let the relay in");
+        let (_, fix) = checked.found("kafka", "refuses the relay's user or password");
         assert!(fix.contains("sasl.password"), "{fix}");
 
         let setup = login(PASSWORD);

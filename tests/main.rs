@@ -39,6 +39,7 @@ mod supply;
 mod support;
 mod tail;
 mod tidy;
+mod tls;
 mod top;
 mod traces;
 mod uninstall;

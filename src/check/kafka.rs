@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::line::{Line, shell};
+use crate::certificate::Trouble;
 use crate::config;
 use crate::finding::Fix;
 use crate::sink::checkup::{Cluster, Found, Settings, Topic, TopicState};
@@ -35,7 +36,11 @@ impl Judge<'_> {
                 ),
                 Line::skip("topic", "every topic: nobody can be asked"),
             ],
-            Cluster::Refused(why) => vec![
+            Cluster::Refused(words, Some(Trouble { what, next_step })) => vec![
+                Line::fail("kafka", format!("{what} ({words})")).words(next_step),
+                Line::skip("topic", "every topic: nobody can be asked"),
+            ],
+            Cluster::Refused(why, None) => vec![
                 Line::fail("kafka", format!("the brokers do not let the relay in: {why}")).words(
                     "put the right sasl.username, sasl.password and sasl.mechanisms, or certificates, into \
                      [kafka.properties]",
@@ -270,6 +275,7 @@ mod tests {
                 ("sasl.username".to_owned(), Secret::new("o'relay")),
                 ("security.protocol".to_owned(), Secret::new("SASL_SSL")),
             ]),
+            files: BTreeMap::new(),
         };
         let largest = BTreeMap::from([("t".to_owned(), waiting_bytes)]);
         let judge = Judge {

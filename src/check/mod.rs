@@ -103,7 +103,13 @@ async fn database(
     let (mut checkup, server) = match looked.await {
         Ok(looked) => looked,
         Err(error) => {
-            say(postgres::unreachable(&chain(&error), error.code()));
+            say(match &error {
+                Error::Unsafe { what, next_step } => {
+                    let why = format!("no safe connection: {what}");
+                    Line::fail("tls", why).words(next_step)
+                }
+                error => postgres::unreachable(&chain(error), error.code()),
+            });
             say(Line::skip(
                 "table",
                 "everything else of Postgres: it cannot be asked",

@@ -8,7 +8,9 @@ use super::line::{Level, Line, shell};
 use crate::config::{Config, Layout, OnPublished, Outbox, TableName};
 use crate::finding::Fix;
 use crate::route;
-use crate::source::{Counts, Holder, Inspected, Pooler, Server, literal, quote, quote_table};
+use crate::source::{
+    Counts, Holder, Inspected, Pooler, Server, Verified, literal, quote, quote_table,
+};
 
 /// A clock that is off by more is worth a word.
 const SKEW_MAX_S: f64 = 1.0;
@@ -95,12 +97,20 @@ fn reached(server: &Server) -> Line {
 }
 
 fn tls(server: &Server) -> Line {
-    const VERIFY: &str = "append sslmode=verify-full to database.url, and sslrootcert=FILE where the authority is \
+    const VERIFY: &str = "write sslmode=verify-full into database.url, and sslrootcert=FILE where the authority is \
          your own";
     match (server.tls, server.verified, server.is_local) {
         (_, _, true) => Line::ok("tls", "the connection does not leave this machine"),
-        (true, true, _) => Line::ok("tls", "encrypted, and the certificate is verified"),
-        (true, false, _) => Line::warn(
+        (true, Verified::Full, _) => {
+            Line::ok("tls", "encrypted, and the certificate and its name are verified")
+        }
+        (true, Verified::Authority, _) => Line::warn(
+            "tls",
+            "encrypted, but nobody compares the host name: any server with a certificate of the same \
+             authority can answer",
+        )
+        .words(VERIFY),
+        (true, Verified::Nothing, _) => Line::warn(
             "tls",
             "encrypted, but nobody verifies the certificate: whoever is between can read along",
         )
@@ -611,7 +621,7 @@ mod tests {
             database: "shop".into(),
             is_superuser: false,
             tls: true,
-            verified: true,
+            verified: Verified::Full,
             is_local: false,
             connections_max: 97,
             connections_used: 10,
@@ -652,7 +662,14 @@ mod tests {
                 "primary",
             ),
             (
-                |s| s.verified = false,
+                |s| s.verified = Verified::Nothing,
+                "",
+                "tls",
+                Level::Warn,
+                "sslmode=verify-full",
+            ),
+            (
+                |s| s.verified = Verified::Authority,
                 "",
                 "tls",
                 Level::Warn,

@@ -80,7 +80,7 @@ pub async fn run(args: Args, config: Config) -> Exit {
     };
     let applied = match applied {
         Ok(applied) => applied,
-        Err(error @ Error::Connect(_)) | Err(error @ Error::Silence { .. }) => {
+        Err(error @ (Error::Connect(_) | Error::Unsafe { .. } | Error::Silence { .. })) => {
             return super::fail(Exit::Unavailable, &relay::chain(&error));
         }
         Err(error) => {

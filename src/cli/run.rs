@@ -8,11 +8,13 @@ use tokio::sync::watch;
 
 use super::Exit;
 use super::args::ConfigArgs;
+use crate::certificate::Trouble;
 use crate::config::{Change, Config, Environment, Purpose, Settings};
 use crate::ops::log;
 use crate::ops::signals::{ReloadSignal, StopSignals};
 use crate::relay::{self, Counts, Drain, Ended, Prepare, Served, Until};
-use crate::source::Left;
+use crate::sink;
+use crate::source::{self, Left};
 
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
@@ -44,6 +46,7 @@ pub async fn run(args: Args, config: Config, environment: Environment) -> Exit {
         Ok(signals) => signals,
         Err(error) => return super::fail(Exit::Bug, &format!("cannot take signals: {error}")),
     };
+    tell_weaknesses(&config);
     let config = Arc::new(config);
     let until = if args.until_empty {
         Until::Empty
@@ -88,6 +91,18 @@ pub async fn run(args: Args, config: Config, environment: Environment) -> Exit {
         }
     };
     end(&served)
+}
+
+/// Says once in which ways the connections are weaker than they should be: somebody asked for each.
+fn tell_weaknesses(config: &Config) {
+    let database = source::weakness(&config.database).ok().flatten();
+    for Trouble { what, next_step } in database.into_iter().chain(sink::weaknesses(&config.kafka)) {
+        tracing::warn!(
+            why = what,
+            next_step,
+            "a connection is weaker than it should be"
+        );
+    }
 }
 
 /// The config as it was read, for the next time it is.

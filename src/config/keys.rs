@@ -166,7 +166,10 @@ const TAKES_TO_A_DAY: &str = "a duration from 1ms to 24h, such as \"30s\"";
 
 keys! {
     /// The database, as postgres://user:password@host:5432/name. Characters of the password
-    /// that mean something in a URL are written as %2F and so on.
+    /// that mean something in a URL are written as %2F and so on. Unless the host is this machine
+    /// the server's certificate and its name are verified; ?sslmode=require or disable asks for
+    /// less, sslrootcert=FILE names an authority of your own, sslcert and sslkey the relay's own
+    /// certificate. docs/security.md has examples.
     URL: Secret = url, Spec {
         example: "postgres://relay@localhost:5432/app",
         variables: &["DATABASE_URL"],
@@ -176,10 +179,17 @@ keys! {
         ..Spec::of("database", "url", "a postgres:// URL")
     };
 
-    /// A file that holds the url, instead of url.
+    /// A file that holds the url, instead of url. User and password are read anew from it for
+    /// each new connection; another address wants a restart.
     URL_FILE: String = file, Spec {
         example: "/run/secrets/database-url",
         ..Spec::of("database", "url_file", "the path of a file")
+    };
+
+    /// A file that holds the password alone, instead of the url. It is stronger than one there.
+    PASSWORD_FILE: String = file, Spec {
+        example: "/run/secrets/database-password",
+        ..Spec::of("database", "password_file", "the path of a file")
     };
 
     /// The longest a new connection may take.

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::route::{Allowed, Template};
@@ -68,6 +69,12 @@ pub struct Config {
 pub struct Database {
     /// A `postgres://` URL, password included.
     pub url: Secret,
+    /// The file it was read from: read anew for each connection.
+    pub url_file: Option<PathBuf>,
+    /// The password, where it is not in the URL.
+    pub password: Option<Secret>,
+    /// The file that was read from: read anew for each connection.
+    pub password_file: Option<PathBuf>,
     /// The longest a new connection may take.
     pub connect_timeout: Duration,
     /// The longest a statement may run. The server stops it then; a little later the relay gives
@@ -86,6 +93,8 @@ pub struct Kafka {
     pub message_bytes_max: usize,
     /// librdkafka settings by their own names; only allowed ones get here.
     pub properties: BTreeMap<String, Secret>,
+    /// The files that hold the values of some of them: read anew for each client.
+    pub files: BTreeMap<String, PathBuf>,
 }
 
 /// One outbox table.

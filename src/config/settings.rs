@@ -1,7 +1,7 @@
 //! What was written, from every source, and how it becomes what was meant.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::environment::{Environment, PREFIX};
@@ -193,6 +193,7 @@ impl Settings {
             }
         }
         let url = self.url(purpose, &mut problems);
+        let password = self.password(&mut problems);
         let brokers = self.brokers(purpose, &mut problems);
         // its secrets may be in files that only the relay can read
         let properties = match purpose {
@@ -210,6 +211,9 @@ impl Settings {
         Ok(Config {
             database: Database {
                 url: url.unwrap_or_else(|| Secret::new("")),
+                url_file: self.url_written().ok().flatten().and_then(holder),
+                password_file: password.as_ref().and_then(|_| self.password_file()),
+                password,
                 connect_timeout: self.read(&keys::CONNECT_TIMEOUT)?,
                 statement_timeout: self.read(&keys::STATEMENT_TIMEOUT)?,
                 prepared_statements: self.read(&keys::PREPARED_STATEMENTS)?,
@@ -217,6 +221,7 @@ impl Settings {
             kafka: Kafka {
                 brokers,
                 message_bytes_max: self.read(&keys::MESSAGE_BYTES_MAX)?,
+                files: self.property_files(&properties),
                 properties,
             },
             outboxes,
@@ -325,6 +330,39 @@ impl Settings {
         let url = self.written(0, &keys::URL.spec);
         let file = self.written(0, &keys::URL_FILE.spec);
         resolve("database.url", "database.url_file", url, file)
+    }
+
+    /// The password that a file of its own holds.
+    fn password(&self, problems: &mut Vec<Problem>) -> Option<Secret> {
+        let written = self.written(0, &keys::PASSWORD_FILE.spec)?;
+        let held = contents(&keys::PASSWORD_FILE.spec.path(), &written);
+        match held.map(|held| held.value) {
+            Ok(Value::Text(password)) => Some(password),
+            Ok(_) => None,
+            Err(problem) => {
+                problems.push(problem);
+                None
+            }
+        }
+    }
+
+    fn password_file(&self) -> Option<PathBuf> {
+        let written = self.written(0, &keys::PASSWORD_FILE.spec)?;
+        written.some_text().ok().map(PathBuf::from)
+    }
+
+    /// The files that hold values of `properties`.
+    fn property_files(&self, properties: &BTreeMap<String, Secret>) -> BTreeMap<String, PathBuf> {
+        let mut files = BTreeMap::new();
+        if properties.is_empty() {
+            return files;
+        }
+        for (name, written) in self.properties_written() {
+            if let Some(file) = written.ok().and_then(holder) {
+                files.insert(name, file);
+            }
+        }
+        files
     }
 
     fn brokers(&self, purpose: Purpose, problems: &mut Vec<Problem>) -> String {
@@ -481,16 +519,16 @@ fn contents(key: &str, written: &Written) -> Result<Written, Problem> {
     let path = written
         .some_text()
         .map_err(|why| problem(format!("takes the path of a file; {why}")))?;
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| problem(format!("cannot read {path}: {error}")))?;
-    match text.trim_end_matches(['\n', '\r']) {
-        "" => Err(problem(format!("{path} is empty"))),
-        text => Ok(Written {
-            value: Value::Text(Secret::new(text)),
-            origin: written.origin.clone(),
-            held_by: Some(path.to_owned()),
-        }),
-    }
+    Ok(Written {
+        value: Value::Text(Secret::of_file(Path::new(path)).map_err(problem)?),
+        origin: written.origin.clone(),
+        held_by: Some(path.to_owned()),
+    })
+}
+
+/// The file that held a value.
+fn holder(written: Written) -> Option<PathBuf> {
+    written.held_by.map(PathBuf::from)
 }
 
 fn property_text(name: &str, written: &Written) -> Result<Secret, Problem> {

@@ -683,6 +683,19 @@ fn secrets_come_from_files_too_without_their_line_end() {
         config.kafka.properties["sasl.password"].expose(),
         "canary-4711 "
     );
+    // where they are read anew
+    assert_eq!(config.database.url_file.as_deref(), Some(Path::new(&url)));
+    let held = &config.kafka.files["sasl.password"];
+    assert_eq!(held, Path::new(&password));
+    let alone = format!("{rest}[database]\nurl = 'postgres://u@h'\npassword_file = '{password}'\n");
+    let config = settings(&alone, &[]).config(Purpose::Run).unwrap();
+    let held = config.database.password.as_ref().map(Secret::expose);
+    assert_eq!(held, Some("canary-4711 "));
+    assert_eq!(
+        config.database.password_file.as_deref(),
+        Some(Path::new(&password))
+    );
+    assert_eq!(config.database.url_file, None);
     let printed = good.print();
     assert!(
         printed.contains(&format!(
@@ -722,6 +735,10 @@ fn secrets_come_from_files_too_without_their_line_end() {
             "`database.url_file`: cannot read /none: ",
         ),
         (&format!("[database]\nurl_file = '{empty}'"), " is empty"),
+        (
+            "[database]\nurl = 'postgres://h'\npassword_file = '/none'",
+            "`database.password_file`: cannot read /none: ",
+        ),
         (
             &format!("[database]\nurl_file = '{password}'"),
             "relay.toml:6: `database.url` takes a postgres:// URL; it does not begin",

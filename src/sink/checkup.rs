@@ -1,11 +1,13 @@
 //! The facts that `check` judges Kafka by. It asks and judges nothing, and produces nothing.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, ResourceSpecifier};
+use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
@@ -13,7 +15,9 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::Instant;
 
 use super::outcome::{self, Fault, TopicFault};
-use super::settings;
+use super::token::{self, Token};
+use super::{secured, settings};
+use crate::certificate::Trouble;
 use crate::config;
 
 /// How long one question may take.
@@ -31,8 +35,8 @@ const LISTEN: Duration = Duration::from_millis(100);
 pub enum Cluster {
     /// Nobody answers; librdkafka's last words on it.
     Unreachable(String),
-    /// Somebody answers, and does not let the relay in.
-    Refused(String),
+    /// Somebody answers, and does not let the relay in. With its last words, and what is behind them where that can be told.
+    Refused(String, Option<Trouble>),
     /// It answers.
     Reached {
         /// How many brokers it has.
@@ -99,12 +103,17 @@ pub async fn examine(kafka: &config::Kafka, topics: Vec<String>) -> Cluster {
 
 fn ask(kafka: &config::Kafka, topics: &[String]) -> Cluster {
     let settings = settings::connection(kafka);
-    let client: BaseProducer<Complaints> = match settings.create_with_context(Complaints::default())
-    {
+    let client: BaseProducer<Complaints> = match settings.create_with_context(Complaints {
+        token: Token::of(kafka),
+        ..Complaints::default()
+    }) {
         Ok(client) => client,
         Err(error) => return Cluster::Unreachable(outcome::in_words(&error)),
     };
-    let brokers = match reach(&client, topics) {
+    if token::is_wanted(kafka) {
+        client.poll(token::FIRST_POLL);
+    }
+    let brokers = match reach(kafka, &client, topics) {
         Ok(brokers) => brokers,
         Err(cluster) => return cluster,
     };
@@ -132,7 +141,11 @@ fn ask(kafka: &config::Kafka, topics: &[String]) -> Cluster {
 }
 
 /// How many brokers there are, once one of them answers.
-fn reach(client: &BaseProducer<Complaints>, topics: &[String]) -> Result<usize, Cluster> {
+fn reach(
+    kafka: &config::Kafka,
+    client: &BaseProducer<Complaints>,
+    topics: &[String],
+) -> Result<usize, Cluster> {
     let began = Instant::now();
     loop {
         // of one topic, where there is any: a large cluster has a long list
@@ -144,8 +157,9 @@ fn reach(client: &BaseProducer<Complaints>, topics: &[String]) -> Result<usize, 
         client.poll(LISTEN);
         let heard = client.context().heard();
         let words = heard.words.unwrap_or_else(|| outcome::in_words(&error));
-        if heard.refused {
-            return Err(Cluster::Refused(words));
+        let cause = secured::explain(kafka, &words);
+        if heard.refused || cause.is_some() {
+            return Err(Cluster::Refused(words, cause));
         }
         let patience = if heard.cut_off {
             CUT_OFF_MAX
@@ -204,6 +218,9 @@ fn describe(kafka: &config::Kafka, topics: &[&str]) -> HashMap<String, Result<Se
     if topics.is_empty() {
         return HashMap::new();
     }
+    if token::is_wanted(kafka) {
+        return failed("with OAUTHBEARER they cannot be asked for");
+    }
     let settings = settings::connection(kafka);
     let client: AdminClient<Complaints> = match settings.create_with_context(Complaints::default())
     {
@@ -249,6 +266,7 @@ fn describe(kafka: &config::Kafka, topics: &[&str]) -> HashMap<String, Result<Se
 #[derive(Default)]
 struct Complaints {
     heard: Mutex<Heard>,
+    token: Token,
 }
 
 #[derive(Default, Clone)]
@@ -268,6 +286,12 @@ impl Complaints {
 }
 
 impl ClientContext for Complaints {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.token.read()
+    }
+
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", facility, "{message}");
     }

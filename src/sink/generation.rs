@@ -9,6 +9,7 @@
 //! librdkafka blocks in making, asking, purging and dropping (a look-up of a host name alone may
 //! take seconds): all of that runs on tokio's blocking threads. A late drop is not waited for.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
@@ -33,6 +35,7 @@ use super::opened::Opened;
 use super::outcome::{self, Fault, TopicFault};
 use super::polled::PolledProducer;
 use super::settings::Sizes;
+use super::token::Token;
 use super::topics::Read;
 use crate::record::Record;
 
@@ -78,8 +81,16 @@ pub(super) struct Generation {
 
 impl Generation {
     /// Makes a producer. It connects by itself, some time later.
-    pub(super) async fn make(settings: ClientConfig, sizes: Sizes) -> Result<Self, KafkaError> {
-        let made = blocking(move || PolledProducer::make(&settings, Reports::default())).await;
+    pub(super) async fn make(
+        settings: ClientConfig,
+        sizes: Sizes,
+        token: Token,
+    ) -> Result<Self, KafkaError> {
+        let reports = Reports {
+            token,
+            ..Reports::default()
+        };
+        let made = blocking(move || PolledProducer::make(&settings, reports)).await;
         let producer = made.unwrap_or(Err(KafkaError::Canceled))?;
         Ok(Self {
             producer,
@@ -375,7 +386,7 @@ fn read_limits(settings: &ClientConfig, topics: &[String]) -> Limits {
             "topic limits cannot be read"
         );
     };
-    let client: AdminClient<Quiet> = match settings.create_with_context(Quiet) {
+    let client: AdminClient<Quiet> = match settings.create_with_context(Quiet::default()) {
         Ok(client) => client,
         Err(error) => {
             unreadable(error);
@@ -431,6 +442,8 @@ pub(super) struct Reports {
     complaint: Mutex<Option<String>>,
     /// How often the last connection was lost.
     cut_offs: AtomicU32,
+    /// To log in with, if by one.
+    token: Token,
 }
 
 #[derive(Default)]
@@ -484,6 +497,12 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.token.read()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
     }
@@ -504,9 +523,18 @@ impl ClientContext for Reports {
 }
 
 /// The context of a client that only asks.
-pub(super) struct Quiet;
+#[derive(Default)]
+pub(super) struct Quiet {
+    pub(super) token: Token,
+}
 
 impl ClientContext for Quiet {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.token.read()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
     }
@@ -548,7 +576,9 @@ mod tests {
         let sizes = Sizes::of([].into_iter());
         let kafka = testing::kafka(&mock.bootstrap_servers());
         let settings = settings::producer(&kafka, &testing::relay(), sizes);
-        let generation = Generation::make(settings, sizes).await.unwrap();
+        let generation = Generation::make(settings, sizes, Token::default())
+            .await
+            .unwrap();
         let record = Record {
             topic: "t".into(),
             key: b"k".to_vec().into(),

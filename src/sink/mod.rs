@@ -8,6 +8,9 @@ use crate::record::Record;
 
 pub mod properties;
 
+mod secured;
+pub use secured::weaknesses;
+
 mod settings;
 pub use settings::check;
 
@@ -32,12 +35,16 @@ pub use held::Held;
 
 mod opened;
 
+mod rotated;
+
 mod round;
 
 mod search;
 pub use search::{Found, Search, search};
 
 mod sending;
+
+mod token;
 
 mod outcome;
 
@@ -101,6 +108,7 @@ mod testing {
             brokers: brokers.to_owned(),
             message_bytes_max: 1_000_000,
             properties: std::collections::BTreeMap::new(),
+            files: std::collections::BTreeMap::new(),
         }
     }
 

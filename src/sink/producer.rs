@@ -38,14 +38,17 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, error};
+use tracing::{debug, error, info, warn};
 
 use super::generation::{Generation, Report, ask_limits};
 use super::opened::Split;
 use super::outcome::{self, Fault};
+use super::rotated::Files;
 use super::round::Round;
+use super::secured;
 use super::sending::{Ended, GiveUp, collect, enqueue};
 use super::settings;
+use super::token::{self, Token};
 use super::topics::{PROBE_TIMEOUT, Topics};
 use super::{Attempt, Sink};
 use crate::backoff::Backoff;
@@ -63,6 +66,8 @@ const SILENCE_MIN: Duration = Duration::from_secs(1);
 /// How long a large record waits to hear whether its topic takes it, and between two looks.
 const LIMITS_TIMEOUT: Duration = Duration::from_secs(5);
 const LIMITS_PAUSE: Duration = Duration::from_millis(10);
+/// How long what was found out about a complaint counts.
+const EXPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// How long the end of the last producer is waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -77,6 +82,10 @@ pub struct KafkaSink {
     /// Whether the cluster took the last records it was given, or answered the last probe.
     ready: bool,
     probes: Backoff,
+    /// What a producer is made of and may change on disk.
+    files: Files,
+    /// The last complaint that was looked into, when, and what came of it.
+    explained: Option<(String, Instant, String)>,
     /// The only cluster to publish to; `None`: any.
     cluster: Option<String>,
 }
@@ -94,6 +103,8 @@ impl KafkaSink {
             limits: JoinSet::new(),
             ready: false,
             probes: Backoff::new(PROBE_PAUSE_MIN, pause_max),
+            files: Files::of(kafka),
+            explained: None,
             cluster: None,
         }
     }
@@ -139,6 +150,10 @@ impl KafkaSink {
     /// Takes the producer out, made anew if there is none or it is sized for other topics.
     async fn generation(&mut self) -> Result<Generation, String> {
         let sizes = self.topics.sizes();
+        let renewed = self.files.changed().await;
+        if renewed && let Some(generation) = self.renewed().await {
+            return Ok(generation);
+        }
         if let Some(generation) = self.generation.take() {
             if generation.sizes() == sizes && !generation.may_have_moved() {
                 return Ok(generation);
@@ -150,12 +165,49 @@ impl KafkaSink {
             end(generation);
         }
         let settings = settings::producer(&self.kafka, &self.relay, sizes);
-        let made = Generation::make(settings, sizes).await;
+        let made = Generation::make(settings, sizes, Token::of(&self.kafka)).await;
         made.map_err(|error| {
             let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
             error!("{why}");
             why
         })
+    }
+
+    /// A producer of the files as they are now, in the place of the one there is. Without one there is
+    /// nothing to replace, and one that cannot be made leaves it: half of the files may be written.
+    async fn renewed(&mut self) -> Option<Generation> {
+        let old = self.generation.take()?;
+        let sizes = self.topics.sizes();
+        let settings = settings::producer(&self.kafka, &self.relay, sizes);
+        match Generation::make(settings, sizes, Token::of(&self.kafka)).await {
+            Ok(generation) => {
+                info!("certificates or passwords changed on disk: a new producer takes them");
+                end(old);
+                Some(generation)
+            }
+            Err(error) => {
+                warn!(
+                    why = outcome::in_words(&error),
+                    "certificates or passwords changed on disk, and no producer can be made of them: the \
+                     old one goes on until they change again"
+                );
+                self.generation = Some(old);
+                None
+            }
+        }
+    }
+
+    /// `complaint` with the cause behind it. The same one is not looked into over and over.
+    async fn explained(&mut self, complaint: String) -> String {
+        if let Some((said, at, explained)) = &self.explained
+            && *said == complaint
+            && at.elapsed() < EXPLAIN_EVERY
+        {
+            return explained.clone();
+        }
+        let explained = secured::explained(&self.kafka, complaint.clone()).await;
+        self.explained = Some((complaint, Instant::now(), explained.clone()));
+        explained
     }
 
     /// Asks Kafka about `names`. What it says goes into the shared facts.
@@ -182,7 +234,8 @@ impl KafkaSink {
             Err(error) => {
                 let why = generation.complaint();
                 end(generation);
-                Err(why.unwrap_or_else(|| outcome::in_words(&error)))
+                let why = why.unwrap_or_else(|| outcome::in_words(&error));
+                Err(self.explained(why).await)
             }
         }
     }
@@ -190,7 +243,8 @@ impl KafkaSink {
     /// Asks for the size limits of `topics`, and waits for no answer: some brokers give none.
     fn ask_limits(&mut self, topics: Vec<String>) {
         while self.limits.try_join_next().is_some() {}
-        if topics.is_empty() {
+        // rdkafka's client for such questions asks nobody for a token
+        if topics.is_empty() || token::is_wanted(&self.kafka) {
             return;
         }
         let (settings, facts) = (settings::connection(&self.kafka), Arc::clone(&self.topics));
@@ -408,7 +462,7 @@ impl KafkaSink {
         self.judge(round, group, &reports, answers);
         if late && (long || cut_off) && !answers && round.trouble.is_none() {
             let why = complaint.unwrap_or_else(|| "it does not acknowledge records in time".into());
-            round.trouble = Some(why);
+            round.trouble = Some(self.explained(why).await);
         }
         false
     }
@@ -537,10 +591,9 @@ impl Sink for KafkaSink {
                 self.ready = true;
             } else {
                 let why = generation.complaint();
-                self.topics.away(
-                    why.as_deref().unwrap_or("it does not answer"),
-                    Instant::now(),
-                );
+                let why = why.unwrap_or_else(|| "it does not answer".to_owned());
+                let why = self.explained(why).await;
+                self.topics.away(&why, Instant::now());
             }
             self.generation = Some(generation);
         }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rdkafka::client::OAuthToken;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use super::outcome;
 use super::settings;
+use super::token::{self, Token};
 use crate::config;
 
 /// librdkafka wants a name, though nothing is ever done with it.
@@ -125,8 +127,15 @@ impl Reader {
             // what lies in memory, unread
             .set("queued.max.messages.kbytes", "16384");
         let consumer: BaseConsumer<Heard> = settings
-            .create_with_context(Heard::default())
+            .create_with_context(Heard {
+                token: Token::of(kafka),
+                ..Heard::default()
+            })
             .map_err(unreachable)?;
+        if token::is_wanted(kafka) {
+            // the token is asked for by a poll, and there is nothing else to come yet
+            drop(consumer.poll(token::FIRST_POLL));
+        }
         let mut partitions = Vec::new();
         if named.is_empty() {
             for (topic, count) in ask(&consumer, None).map_err(unreachable)? {
@@ -319,6 +328,7 @@ fn seen(message: &BorrowedMessage<'_>, wants_values: bool) -> Seen {
 #[derive(Default)]
 struct Heard {
     words: Mutex<String>,
+    token: Token,
 }
 
 impl Heard {
@@ -329,6 +339,15 @@ impl Heard {
 }
 
 impl ClientContext for Heard {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.token.read()
+    }
+
     fn log(&self, _: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", facility, "{message}");
     }

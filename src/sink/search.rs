@@ -9,6 +9,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::generation::{Quiet, blocking};
+use super::token::{self, Token};
 use super::{outcome, settings};
 use crate::config;
 use crate::partition;
@@ -69,7 +70,8 @@ pub async fn search(kafka: &config::Kafka, search: Search) -> Result<Found, Stri
         .set("group.id", "outbox-relay-inspect")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "error");
-    let look = move || look(&settings, &search);
+    let token = token::is_wanted(kafka).then(|| Token::of(kafka));
+    let look = move || look(&settings, token, &search);
     blocking(look)
         .await
         .unwrap_or_else(|| Err("the search broke off".to_owned()))
@@ -77,7 +79,11 @@ pub async fn search(kafka: &config::Kafka, search: Search) -> Result<Found, Stri
 
 impl ConsumerContext for Quiet {}
 
-fn look(settings: &rdkafka::ClientConfig, search: &Search) -> Result<Found, String> {
+fn look(
+    settings: &rdkafka::ClientConfig,
+    token: Option<Token>,
+    search: &Search,
+) -> Result<Found, String> {
     let words = |error: rdkafka::error::KafkaError| outcome::in_words(&error);
     let began = Instant::now();
     let Search {
@@ -88,7 +94,15 @@ fn look(settings: &rdkafka::ClientConfig, search: &Search) -> Result<Found, Stri
         records_max,
         timeout,
     } = search;
-    let consumer: BaseConsumer<Quiet> = settings.create_with_context(Quiet).map_err(words)?;
+    let logs_in = token.is_some();
+    let quiet = Quiet {
+        token: token.unwrap_or_default(),
+    };
+    let consumer: BaseConsumer<Quiet> = settings.create_with_context(quiet).map_err(words)?;
+    if logs_in {
+        // the token is asked for by a poll, and there is nothing else to come yet
+        drop(consumer.poll(token::FIRST_POLL));
+    }
     let known = consumer
         .fetch_metadata(Some(topic), ASK_TIMEOUT)
         .map_err(words)?;

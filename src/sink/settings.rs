@@ -3,8 +3,8 @@
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use super::outcome;
-use crate::config;
+use super::{outcome, token};
+use crate::config::{self, Secret};
 use crate::ops::{Mistake, makes};
 
 /// What no operator may change (see `properties`), each with its reason.
@@ -98,7 +98,13 @@ pub(super) fn connection(kafka: &config::Kafka) -> ClientConfig {
         if let Some(default) = alias_of {
             settings.remove(default);
         }
-        settings.set(name, value.expose());
+        // the relay's own, see `token`
+        if name == token::PROPERTY {
+            continue;
+        }
+        // what is in a file now is what the broker expects now
+        let newer = (kafka.files.get(name)).and_then(|file| Secret::of_file(file).ok());
+        settings.set(name, newer.as_ref().unwrap_or(value).expose());
     }
     settings.set("bootstrap.servers", &kafka.brokers);
     settings.set("enable.metrics.push", "false");
@@ -152,6 +158,13 @@ pub fn check(kafka: &config::Kafka, relay: &config::Relay) -> Result<(), String>
         relay,
         Sizes::of([kafka.message_bytes_max].into_iter()),
     );
+    if token::is_wanted(kafka) && !kafka.properties.contains_key(token::PROPERTY) {
+        return Err(
+            "sasl.mechanisms is OAUTHBEARER: name a file with a token by \
+                    sasl.oauthbearer.token_file"
+                .to_owned(),
+        );
+    }
     match settings.create_native_config() {
         Ok(_) => Ok(()),
         Err(error) => Err(outcome::in_words(&error)),
@@ -161,7 +174,6 @@ pub fn check(kafka: &config::Kafka, relay: &config::Relay) -> Result<(), String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Secret;
     use crate::sink::testing;
 
     #[test]

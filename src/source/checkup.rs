@@ -12,11 +12,23 @@ use super::error::Error;
 use super::inspect::{Inspector, Look};
 use super::layout::index_name;
 use super::migrate::newest_version;
+use super::secured::is_local;
 use super::session::{SEARCH_PATH, Session, answer, fixed, options};
 use super::sql::{Statements, Table};
 use crate::config::{Config, Database, Outbox, TableName};
 use crate::finding::Finding;
 use crate::route::{Kind, Router};
+
+/// What of the server's certificate is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// Nothing.
+    Nothing,
+    /// From which authority it is.
+    Authority,
+    /// That, and whether it names the host.
+    Full,
+}
 
 /// The server, the role and the connection.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +45,8 @@ pub struct Server {
     pub is_superuser: bool,
     /// Whether the connection is encrypted; behind a pooler, the pooler's.
     pub tls: bool,
-    /// Whether the config insists on a certificate that names the host.
-    pub verified: bool,
+    /// What of the server's certificate the config insists on.
+    pub verified: Verified,
     /// Whether nothing between this machine and the server could listen.
     pub is_local: bool,
     /// Connections that roles without privileges may make, all together.
@@ -169,8 +181,6 @@ impl Checkup {
             cause: super::Cause::new("it says nothing of this role"),
         })?;
         let options = options(&self.database)?;
-        let socket = options.get_socket().is_some() || options.get_host().starts_with('/');
-        let local = ["localhost", "127.0.0.1", "::1", "[::1]"];
         let mode = options.get_ssl_mode();
         let server = Server {
             version: get(doing, row, "version")?,
@@ -179,8 +189,12 @@ impl Checkup {
             database: get(doing, row, "database")?,
             is_superuser: get(doing, row, "is_superuser")?,
             tls: get(doing, row, "tls")?,
-            verified: matches!(mode, PgSslMode::VerifyFull | PgSslMode::VerifyCa),
-            is_local: socket || local.contains(&options.get_host()),
+            verified: match mode {
+                PgSslMode::VerifyFull => Verified::Full,
+                PgSslMode::VerifyCa => Verified::Authority,
+                _ => Verified::Nothing,
+            },
+            is_local: is_local(&options),
             connections_max: get(doing, row, "connections_max")?,
             connections_used: get(doing, row, "connections_used")?,
             role_limit: get(doing, row, "role_limit")?,

@@ -11,6 +11,14 @@ pub enum Error {
          of database.url"
     )]
     Connect(#[source] Cause),
+    /// There is a server, and no safe connection to it, or the files for one are of no use.
+    #[error("cannot connect to Postgres safely: {what}. What to do: {next_step}")]
+    Unsafe {
+        /// What is wrong: the authority, the host name, the time, the relay's own certificate.
+        what: String,
+        /// What to do about it.
+        next_step: String,
+    },
     /// A statement failed; its transaction is gone and its rows are free again.
     #[error("Postgres refused to {doing}")]
     Statement {
@@ -144,11 +152,15 @@ fn advice(code: &str, message: &str) -> Option<&'static str> {
          The relay waits for a primary";
     const POOLER: &str = ". Is a pooler between them that hands each transaction to another server process? Then set \
          prepared_statements = false in [database]";
+    const CLIENT: &str = ". Name one by sslcert and sslkey in database.url: it must be for this role, and from an authority \
+         of the server's ssl_ca_file";
     match code {
         // read only sql transaction
         "25006" => Some(READ_ONLY),
         // feature not supported: what a standby says of `begin read write`
         "0A000" if message.contains("recovery") => Some(READ_ONLY),
+        // invalid authorization
+        "28000" if message.contains("certificate") => Some(CLIENT),
         // invalid statement name, duplicate prepared statement, and parameters for another statement
         // of that name
         "26000" | "42P05" => Some(POOLER),
@@ -174,7 +186,8 @@ impl Error {
             | Self::Statement { cause, .. }
             | Self::Row { cause, .. }
             | Self::Migration(cause) => cause.code(),
-            Self::Silence { .. }
+            Self::Unsafe { .. }
+            | Self::Silence { .. }
             | Self::Routing { .. }
             | Self::Lanes { .. }
             | Self::Copy { .. }

@@ -673,6 +673,9 @@ mod tests {
         };
         let database = Database {
             url: Secret::new("postgres://127.0.0.1:9/none"),
+            url_file: None,
+            password: None,
+            password_file: None,
             connect_timeout: SECOND,
             statement_timeout: SECOND,
             prepared_statements: true,

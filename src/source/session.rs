@@ -6,6 +6,7 @@
 //! closed, and Postgres rolls back.
 
 use std::future::Future;
+use std::path::Path;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -13,7 +14,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row as _, SqlSafeStr as _,
 use tokio::time::Instant;
 
 use super::error::{Cause, Error};
-use crate::config::Database;
+use super::secured::{refused, secured};
+use crate::config::{Database, Secret};
 
 /// A transaction that writes to the table, by its virtual id, and whether it is a prepared one.
 pub(super) type Writer = (String, bool);
@@ -36,7 +38,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Session {
+    /// As they were at the start.
     options: PgConnectOptions,
+    database: Database,
+    name: Option<String>,
     connect_timeout: Duration,
     answer_timeout: Duration,
     keeps_statements: bool,
@@ -53,7 +58,9 @@ impl Session {
     /// The URL is no Postgres URL. The message does not repeat it.
     pub(super) fn new(database: &Database) -> Result<Self, Error> {
         Ok(Self {
-            options: options(database)?,
+            options: parsed(&database.url, database.prepared_statements)?,
+            database: database.clone(),
+            name: None,
             connect_timeout: database.connect_timeout,
             answer_timeout: database.statement_timeout + GRACE,
             keeps_statements: database.prepared_statements,
@@ -65,7 +72,7 @@ impl Session {
 
     /// Gives it another name in `pg_stat_activity` than that of the relays.
     pub(super) fn called(mut self, name: &str) -> Self {
-        self.options = self.options.application_name(name);
+        self.name = Some(name.to_owned());
         self
     }
 
@@ -130,9 +137,13 @@ impl Session {
     /// Connects if need be.
     pub(super) async fn connect(&mut self) -> Result<&mut PgConnection, Error> {
         if self.connection.is_none() {
-            let connecting = PgConnection::connect_with(&self.options);
+            let mut options = renewed(self.options.clone(), &self.database);
+            if let Some(name) = &self.name {
+                options = options.application_name(name);
+            }
+            let connecting = PgConnection::connect_with(&options);
             let connection = match tokio::time::timeout(self.connect_timeout, connecting).await {
-                Ok(connection) => connection.map_err(|error| Error::Connect(error.into()))?,
+                Ok(connection) => connection.map_err(|error| refused(&options, error))?,
                 Err(_) => {
                     let after = self.connect_timeout;
                     return Err(Error::Silence {
@@ -176,14 +187,51 @@ impl Session {
 /// # Errors
 /// The URL is no Postgres URL. The message does not repeat it.
 pub(super) fn options(database: &Database) -> Result<PgConnectOptions, Error> {
-    let options = database.url.expose().parse::<PgConnectOptions>();
-    Ok(options
+    let options = parsed(&database.url, database.prepared_statements)?;
+    Ok(renewed(options, database))
+}
+
+/// `options` with the secrets as their files have them now: one that is changed there is in force for the
+/// next connection, and none has to be ended for it.
+fn renewed(mut options: PgConnectOptions, database: &Database) -> PgConnectOptions {
+    if let Some(newer) = reread(database.url_file.as_deref())
+        && newer != database.url
+        && let Ok(newer) = parsed(&newer, database.prepared_statements)
+        // another address is another database, for all workers at once or for none: after a restart
+        && address(&newer) == address(&options)
+    {
+        options = newer;
+    }
+    if let Some(password) = &database.password {
+        let newer = reread(database.password_file.as_deref());
+        options = options.password(newer.as_ref().unwrap_or(password).expose());
+    }
+    options
+}
+
+fn parsed(url: &Secret, keeps_statements: bool) -> Result<PgConnectOptions, Error> {
+    let options = url.expose().trim().parse::<PgConnectOptions>();
+    let options = options
         .map_err(|_| Error::Connect(Cause::new("the database URL is not a Postgres URL")))?
         .application_name("outbox-relay")
         // poolers refuse start-up parameters they do not know; the transactions set their own
         .extra_float_digits(None)
-        .statement_cache_capacity(if database.prepared_statements { 100 } else { 0 })
-        .disable_statement_logging())
+        .statement_cache_capacity(if keeps_statements { 100 } else { 0 })
+        .disable_statement_logging();
+    Ok(secured(options, url.expose()))
+}
+
+/// What the file holds now. Where it is gone, what was read at the start is as good as it ever was.
+fn reread(file: Option<&Path>) -> Option<Secret> {
+    file.and_then(|file| Secret::of_file(file).ok())
+}
+
+/// What decides which database it is, and how safe the way there.
+fn address(options: &PgConnectOptions) -> String {
+    let (host, port) = (options.get_host(), options.get_port());
+    let (socket, database) = (options.get_socket(), options.get_database());
+    let mode = options.get_ssl_mode();
+    format!("{host:?} {port} {socket:?} {database:?} {mode:?}")
 }
 
 /// The result of a statement for `doing`, if it comes within `limit`.

@@ -7,9 +7,10 @@ use std::time::Duration;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 
+use super::Error;
 use super::polling::Polling;
+use super::secured::refused;
 use super::session::{answer, options};
-use super::{Cause, Error};
 use crate::config::{Database, TableName};
 
 /// The channel of the trigger that `migrate` adds.
@@ -28,13 +29,14 @@ pub async fn listen(
     polling: &Arc<Polling>,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
-    let connect = |error: sqlx::Error| Error::Connect(Cause::from(error));
+    let options = options(database)?;
+    let refused = |error| refused(&options, error);
     let limit = database.connect_timeout;
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(limit)
-        .connect_lazy_with(options(database)?);
-    let mut listener = PgListener::connect_with(&pool).await.map_err(connect)?;
+        .connect_lazy_with(options.clone());
+    let mut listener = PgListener::connect_with(&pool).await.map_err(refused)?;
     let listening = listener.listen(CHANNEL);
     answer(limit, "listen for inserts", listening).await?;
     let name = table.to_string();
@@ -49,7 +51,7 @@ pub async fn listen(
             answer(limit, "say that it is there", ping).await?;
             continue;
         };
-        let heard = heard.map_err(connect)?;
+        let heard = heard.map_err(refused)?;
         // `None`: the connection was lost and made anew, so something may have been missed
         if heard.is_none_or(|notification| notification.payload() == name) {
             polling.woken();

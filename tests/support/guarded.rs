@@ -106,49 +106,48 @@ impl Guarded {
 
     /// Lets the relay write to `topic`.
     pub(crate) async fn grant(&self, topic: &str) {
-        const CREATE_ACLS: i16 = 30;
-        self.ask(CREATE_ACLS, topic).await;
+        ask(self.direct, CREATE_ACLS, topic, &format!("User:{USER}")).await;
     }
 
     /// Takes that back.
     pub(crate) async fn revoke(&self, topic: &str) {
-        const DELETE_ACLS: i16 = 31;
-        self.ask(DELETE_ACLS, topic).await;
+        ask(self.direct, DELETE_ACLS, topic, &format!("User:{USER}")).await;
     }
+}
 
-    /// One request of Kafka's protocol, in version 1, where both of these have the same fields: the
-    /// rule, or what the rules to delete are like.
-    async fn ask(&self, what: i16, topic: &str) {
-        const TOPIC: i8 = 2;
-        const LITERAL: i8 = 3;
-        const WRITE: i8 = 4;
-        const ALLOW: i8 = 3;
-        let mut request = Vec::new();
-        request.extend(what.to_be_bytes());
-        request.extend(1_i16.to_be_bytes());
-        request.extend(7_i32.to_be_bytes());
-        text(&mut request, "test");
-        request.extend(1_i32.to_be_bytes());
-        request.extend(TOPIC.to_be_bytes());
-        text(&mut request, topic);
-        request.extend(LITERAL.to_be_bytes());
-        text(&mut request, &format!("User:{USER}"));
-        text(&mut request, "*");
-        request.extend(WRITE.to_be_bytes());
-        request.extend(ALLOW.to_be_bytes());
-        let mut stream = TcpStream::connect(("127.0.0.1", self.direct))
-            .await
-            .unwrap();
-        let length = i32::try_from(request.len()).unwrap();
-        stream.write_all(&length.to_be_bytes()).await.unwrap();
-        stream.write_all(&request).await.unwrap();
-        let length = usize::try_from(stream.read_i32().await.unwrap()).unwrap();
-        let mut reply = vec![0; length];
-        stream.read_exact(&mut reply).await.unwrap();
-        // correlation, throttle time, one result, and that it is no error
-        let result = &reply[8..14];
-        assert_eq!(result, [0, 0, 0, 1, 0, 0], "the broker refuses: {reply:?}");
-    }
+pub(crate) const CREATE_ACLS: i16 = 30;
+pub(crate) const DELETE_ACLS: i16 = 31;
+
+/// One request of Kafka's protocol to the broker on `port`, in version 1, where both of these have the same
+/// fields: the rule that lets `principal` write to `topic`, or what the rules to delete are like.
+pub(crate) async fn ask(port: u16, what: i16, topic: &str, principal: &str) {
+    const TOPIC: i8 = 2;
+    const LITERAL: i8 = 3;
+    const WRITE: i8 = 4;
+    const ALLOW: i8 = 3;
+    let mut request = Vec::new();
+    request.extend(what.to_be_bytes());
+    request.extend(1_i16.to_be_bytes());
+    request.extend(7_i32.to_be_bytes());
+    text(&mut request, "test");
+    request.extend(1_i32.to_be_bytes());
+    request.extend(TOPIC.to_be_bytes());
+    text(&mut request, topic);
+    request.extend(LITERAL.to_be_bytes());
+    text(&mut request, principal);
+    text(&mut request, "*");
+    request.extend(WRITE.to_be_bytes());
+    request.extend(ALLOW.to_be_bytes());
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let length = i32::try_from(request.len()).unwrap();
+    stream.write_all(&length.to_be_bytes()).await.unwrap();
+    stream.write_all(&request).await.unwrap();
+    let length = usize::try_from(stream.read_i32().await.unwrap()).unwrap();
+    let mut reply = vec![0; length];
+    stream.read_exact(&mut reply).await.unwrap();
+    // correlation, throttle time, one result, and that it is no error
+    let result = &reply[8..14];
+    assert_eq!(result, [0, 0, 0, 1, 0, 0], "the broker refuses: {reply:?}");
 }
 
 fn text(request: &mut Vec<u8>, text: &str) {

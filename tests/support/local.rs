@@ -126,7 +126,7 @@ pub(crate) async fn kafka_with(
     let home = directory().join(format!("Kafka-{port}"));
     fs::create_dir_all(&home).map_err(|error| error.to_string())?;
     let file = write_kafka_settings(&home, settings)?;
-    format_kafka(&file).await?;
+    format_kafka(&file, &[]).await?;
     let mut command = java("-Xms1g -Xmx1g").await?;
     command.arg("kafka.Kafka").arg(&file);
     Ok(Process::new(Kind::Kafka, port, home, command))
@@ -206,7 +206,7 @@ async fn fetch_postgres(version: &str) -> Result<PathBuf, String> {
 async fn kafka(home: &Path, port: u16, controller: u16) -> Result<(Command, String), String> {
     let settings = kafka_settings(port, port, controller);
     let file = write_kafka_settings(home, &settings)?;
-    format_kafka(&file).await?;
+    format_kafka(&file, &[]).await?;
     Ok((
         serve_kafka(KAFKA_HEAP, &file).await?,
         format!("Apache Kafka {KAFKA_VERSION} on this machine's Java, without Docker"),
@@ -221,13 +221,24 @@ pub(crate) async fn launch_kafka_node(
     port: u16,
     settings: &[(&'static str, String)],
 ) -> Result<Process, String> {
+    launch_kafka_node_with(name, id, port, settings, &[]).await
+}
+
+/// As [`launch_kafka_node`], its disk formatted with some more arguments.
+pub(crate) async fn launch_kafka_node_with(
+    name: &str,
+    id: u16,
+    port: u16,
+    settings: &[(&'static str, String)],
+    format: &[&str],
+) -> Result<Process, String> {
     let home = directory().join(name);
     let data = home.join("data");
     fs::create_dir_all(&data).map_err(|error| error.to_string())?;
     let file = write_kafka_settings(&home, settings)?;
     let is = |role: &(&str, String)| role.0 == "process.roles" && role.1.contains("controller");
     if settings.iter().any(is) {
-        format_kafka(&file).await?;
+        format_kafka(&file, format).await?;
     } else {
         // what formatting leaves for a mere broker, without a second's worth of Java
         let meta = format!(
@@ -259,12 +270,13 @@ fn write_kafka_settings(home: &Path, settings: &[(&str, String)]) -> Result<Path
     Ok(file)
 }
 
-async fn format_kafka(settings: &Path) -> Result<(), String> {
+async fn format_kafka(settings: &Path, more: &[&str]) -> Result<(), String> {
     run(java(KAFKA_HEAP)
         .await?
         .arg(ONE_COMPILER)
         .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
-        .arg(settings))
+        .arg(settings)
+        .args(more))
     .await
 }
 
@@ -275,7 +287,7 @@ async fn serve_kafka(heap: &str, settings: &Path) -> Result<Command, String> {
 }
 
 /// This machine's Java with Kafka's classes.
-async fn java(heap: &str) -> Result<Command, String> {
+pub(crate) async fn java(heap: &str) -> Result<Command, String> {
     static JARS: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
     let jars = JARS.get_or_init(fetch_kafka).await.clone()?;
     let mut java = Command::new(match given("JAVA_HOME") {

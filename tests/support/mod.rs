@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Pool};
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep, timeout};
 
+pub(crate) mod certificates;
 pub(crate) mod checker;
 pub(crate) mod cluster;
 pub(crate) mod debian;
@@ -25,6 +26,7 @@ pub(crate) mod outbox;
 pub(crate) mod pgbouncer;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod secured;
 pub(crate) mod servers;
 
 pub(crate) mod writers;

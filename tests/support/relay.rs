@@ -51,6 +51,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Takes a key of the config file out again.
+    pub(crate) fn without(mut self, section: &'static str, key: &str) -> Self {
+        self.settings.entry(section).or_default().remove(key);
+        self
+    }
+
     /// Sets how many batches one outbox has in hand at once.
     pub(crate) fn workers(self, workers: usize) -> Self {
         self.set("relay", "workers", &workers.to_string())
