@@ -22,9 +22,14 @@ fn through<'a>(world: &'a World, outbox: &Outbox, bouncer: &PgBouncer) -> Setup<
         .set("relay", "claim_rows_max", &ROWS_MAX.to_string())
 }
 
-/// A pooler that must be there, as the servers must.
+/// A pooler that must be there, as the servers must. It logs in as the relay's role.
 async fn bouncer(world: &World) -> PgBouncer {
-    let bouncer = PgBouncer::before(&world.runner_url(), SERVER_CONNECTIONS).await;
+    of(&world.runner_url()).await
+}
+
+/// The same, as whom `url` names.
+async fn of(url: &str) -> PgBouncer {
+    let bouncer = PgBouncer::before(url, SERVER_CONNECTIONS).await;
     bouncer.unwrap_or_else(|why| panic!("{why}"))
 }
 
@@ -38,7 +43,7 @@ fn relays_behind_a_transaction_pooler_share_its_connections_and_keep_every_promi
         outbox.create(world).await;
         let setup =
             || through(world, &outbox, &bouncer).set("database", "prepared_statements", "false");
-        setup().migrate().await;
+        world.relay(&[&outbox]).migrate().await;
         let relays = [setup().run(), setup().run()];
         let mut load = Load::of(&world.aggregate_type("Order"));
         load.rate = Some(600.0);
@@ -64,7 +69,8 @@ fn relays_behind_a_transaction_pooler_share_its_connections_and_keep_every_promi
 #[test]
 fn the_commands_of_an_operator_work_through_such_a_pooler() {
     support::run(async |world| {
-        let bouncer = bouncer(world).await;
+        // operators have rights that the relay has not
+        let bouncer = of(&world.database_url).await;
         let outbox = native("outbox");
         let (_, aggregate_type) = outbox.prepare(world).await;
         let setup =
