@@ -214,7 +214,7 @@ fn help_has_examples_variables_and_exit_codes() {
         assert!(stdout(&output).contains(word), "{word}");
     }
     for (command, word) in [
-        ("run", "prefer the variable DATABASE_URL"),
+        ("run", "a URL with a password in it is refused"),
         ("run", "--until-empty"),
         ("run", "Exit codes:"),
         ("migrate", "--print"),

@@ -1,11 +1,10 @@
 //! The options that are stronger than the config file.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 
 use super::{Exit, fail};
 use crate::check::shell;
-use crate::config::{Environment, Flags, Secret, Settings, TableName};
+use crate::config::{Environment, Flags, Secret, Settings, TableName, has_password};
 
 /// Where the config is, and what of it to override.
 #[derive(Debug, Clone, clap::Args)]
@@ -17,10 +16,10 @@ pub struct ConfigArgs {
 
     /// The database. Prefer DATABASE_URL
     ///
-    /// Everyone on this machine can see the command line, a password in it included: prefer the
-    /// variable DATABASE_URL, or `url_file` in the config. Where none of these names a database,
-    /// PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE count. [env: DATABASE_URL]
-    #[arg(long, value_name = "URL", value_parser = secret)]
+    /// Everyone on this machine can see the command line, so a URL with a password in it is refused: put it
+    /// into the variable DATABASE_URL, or into a file that `url_file` in the config names. Where none of these
+    /// names a database, PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE count. [env: DATABASE_URL]
+    #[arg(long, value_name = "URL", value_parser = without_password)]
     pub database_url: Option<Secret>,
 
     /// Kafka brokers, with commas between [env: KAFKA_BROKERS]
@@ -109,10 +108,18 @@ pub(super) fn outboxes(names: &[String]) -> Result<Vec<TableName>, Exit> {
     names.iter().map(parse).collect()
 }
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "clap wants a parser that may fail"
-)]
-pub(super) fn secret(text: &str) -> Result<Secret, Infallible> {
-    Ok(Secret::new(text))
+/// A database URL of the command line.
+///
+/// # Errors
+/// It has a password: `ps` shows it to everyone on the machine, and the shell keeps it. Not a word of the URL.
+pub(super) fn without_password(url: &str) -> Result<Secret, String> {
+    if has_password(url) {
+        return Err(
+            "a password on the command line can be seen by everyone on this machine (`ps`): put the URL \
+             into the variable DATABASE_URL or into a file that `url_file` in the config names, or leave \
+             the password out and put it into PGPASSWORD"
+                .to_owned(),
+        );
+    }
+    Ok(Secret::new(url))
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::args::{self, ConfigArgs, secret};
+use super::args::{self, ConfigArgs, without_password};
 use super::{Exit, fail};
 use crate::config::{Config, Environment, Secret, TableName};
 use crate::relay::chain;
@@ -20,7 +20,7 @@ pub struct Tables {
     config: Option<PathBuf>,
 
     /// The database. Prefer DATABASE_URL, since everyone on this machine can see the command line
-    #[arg(long, value_name = "URL", value_parser = secret)]
+    #[arg(long, value_name = "URL", value_parser = without_password)]
     database_url: Option<Secret>,
 
     /// This outbox [default: those of the config, else the only one the database has]

@@ -34,7 +34,7 @@ pub struct Args {
     pub json: bool,
 
     /// A Postgres to use; else one is found on this machine, or downloaded
-    #[arg(long, value_name = "URL", value_parser = super::args::secret)]
+    #[arg(long, value_name = "URL", value_parser = super::args::without_password)]
     pub database_url: Option<Secret>,
 
     /// A Kafka to use; else a stand-in that librdkafka brings, good for the demo only

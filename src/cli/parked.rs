@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::args::{self, ConfigArgs, secret};
+use super::args::{self, ConfigArgs, without_password};
 use super::{Exit, fail, say};
 use crate::config::{Config, Environment, Secret};
 use crate::relay::chain;
@@ -24,7 +24,7 @@ pub struct Args {
     config: Option<PathBuf>,
 
     /// The database. Prefer DATABASE_URL, since everyone on this machine can see the command line
-    #[arg(long, value_name = "URL", value_parser = secret, global = true)]
+    #[arg(long, value_name = "URL", value_parser = without_password, global = true)]
     database_url: Option<Secret>,
 
     #[command(subcommand)]

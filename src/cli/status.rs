@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::args::{ConfigArgs, secret};
+use super::args::{ConfigArgs, without_password};
 use super::changing::plain;
 use super::{Exit, fail, say};
 use crate::config::{Config, Secret};
@@ -26,7 +26,7 @@ pub struct Args {
     config: Option<PathBuf>,
 
     /// The database. Prefer DATABASE_URL, since everyone on this machine can see the command line
-    #[arg(long, value_name = "URL", value_parser = secret)]
+    #[arg(long, value_name = "URL", value_parser = without_password)]
     database_url: Option<Secret>,
 
     /// Where the relay listens [default: http.listen]

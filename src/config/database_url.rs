@@ -94,6 +94,16 @@ pub(super) fn redacted(url: &str) -> String {
     shown
 }
 
+/// Whether `url`, as far as it is one, has a password in it.
+#[must_use]
+pub fn has_password(url: &str) -> bool {
+    parts(url).is_ok_and(|parts| {
+        let named = parameters(parts.query).find(|(name, _)| *name == "password");
+        let passwords = [parts.password, named.map(|(_, value)| value)];
+        passwords.into_iter().flatten().any(|it| !it.is_empty())
+    })
+}
+
 /// `text` as it may stand in any part of a URL.
 pub(super) fn encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
@@ -236,6 +246,21 @@ mod tests {
             let error = check(url).unwrap_err();
             assert!(error.contains(why), "{url}: {error}");
             assert!(!error.contains("canary"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_found_wherever_it_may_stand() {
+        for (url, has) in [
+            ("postgres://u:canary@h/db", true),
+            ("postgresql://u:p%40@[::1]:5432/db?sslmode=require", true),
+            ("postgres://u@h/db?sslmode=disable&password=canary", true),
+            ("postgres://u:@h/db", false),
+            ("postgres://u@h:5432/db", false),
+            ("postgres:///db?host=/run/postgresql&user=password", false),
+            ("no URL", false),
+        ] {
+            assert_eq!(has_password(url), has, "{url}");
         }
     }
 

@@ -19,7 +19,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Exit;
-use super::args::{ConfigArgs, secret};
+use super::args::{ConfigArgs, without_password};
 use crate::config::{Config, Secret};
 use crate::ops::ask;
 use crate::ops::signals::StopSignals;
@@ -41,7 +41,7 @@ pub struct Args {
 
     /// The relay's database, for the aggregates that wait. Prefer DATABASE_URL, since everyone on this machine
     /// can see the command line
-    #[arg(long, value_name = "URL", value_parser = secret)]
+    #[arg(long, value_name = "URL", value_parser = without_password)]
     database_url: Option<Secret>,
 
     /// How often to ask
