@@ -1,6 +1,9 @@
 //! What is wrong with a TLS connection, said so that a reader knows which thing it is: the authority, the
 //! name, the time, or the relay's own certificate. Pure; Postgres and Kafka share it.
 
+use core::net::IpAddr;
+use std::fmt;
+
 use rustls::{AlertDescription, CertificateError, Error};
 
 /// Who is at the other end, and by which settings it is told.
@@ -23,6 +26,29 @@ pub struct Trouble {
     pub what: String,
     /// What to do.
     pub next_step: String,
+}
+
+impl Trouble {
+    pub(crate) fn new(what: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            next_step: next_step.into(),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}. What to do: {}", self.what, self.next_step)
+    }
+}
+
+/// Whether a connection to `host`, a name or an address, stays on this machine: then nobody is between.
+#[must_use]
+pub fn is_this_machine(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    let is_loopback = |address: IpAddr| address.is_loopback();
+    host == "localhost" || host.parse().is_ok_and(is_loopback)
 }
 
 impl Peer<'_> {

@@ -369,18 +369,7 @@ impl Template {
     /// Whether a row could be routed to `topic`: each field may have filled in anything.
     #[must_use]
     pub fn may_give(&self, topic: &str) -> bool {
-        fn fits(parts: &[Part], topic: &str) -> bool {
-            match parts {
-                [] => topic.is_empty(),
-                [Part::Text(text), rest @ ..] => {
-                    (topic.strip_prefix(text.as_str())).is_some_and(|topic| fits(rest, topic))
-                }
-                [Part::Field(..), rest @ ..] => {
-                    (0..=topic.len()).any(|at| topic.get(at..).is_some_and(|it| fits(rest, it)))
-                }
-            }
-        }
-        fits(&self.parts, topic)
+        TopicPattern(self.pattern()).fits(topic)
     }
 
     fn fill(&self, aggregate_type: &str, event_type: &str) -> String {

@@ -80,9 +80,8 @@ fn published_rows_move_as_they_are_and_are_published_again_from_there_byte_for_b
         setup.migrate().await;
         let mut topics = Vec::new();
         for (n, (payload, value)) in PAYLOADS.iter().enumerate() {
-            let aggregate_type = world.aggregate_type(&format!("T{n}"));
+            let aggregate_type = world.aggregate_with_topic(&format!("T{n}"), 2).await;
             let topic = topic_of(&aggregate_type);
-            world.kafka.create_topic(&topic, 2, &[]).await;
             topics.push(topic);
             // stored outside of the row, where the type lets it
             let large = "'\"' || (select string_agg(md5(i::text), '') from generate_series(1, 3000) i) || '\"'";

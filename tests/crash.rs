@@ -120,11 +120,7 @@ fn a_relay_killed_after_its_commit_repeats_nothing() {
         outbox.create(world).await;
         let setup = world.relay(&[&outbox]).workers(1);
         setup.migrate().await;
-        let aggregate_type = world.aggregate_type("Order");
-        world
-            .kafka
-            .create_topic(&topic_of(&aggregate_type), 2, &[])
-            .await;
+        let aggregate_type = world.aggregate_with_topic("Order", 2).await;
         let order = uuid::Uuid::new_v4().to_string();
         let mut ledger = Ledger::default();
         for n in 1..=3 {

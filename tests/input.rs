@@ -59,11 +59,7 @@ fn an_outbox_that_does_not_exist_yet_is_waited_for() {
         outbox.create(world).await;
         // A row before that would make it ask for leave to number it.
         relay.wait_line("serving the outbox", SOON).await;
-        let aggregate_type = world.aggregate_type("Order");
-        world
-            .kafka
-            .create_topic(&topic_of(&aggregate_type), 1, &[])
-            .await;
+        let aggregate_type = world.aggregate_with_topic("Order", 1).await;
         let mut ledger = Ledger::default();
         ledger.push(first(world, &outbox, &aggregate_type).await);
         outbox.wait_drained(world, SOON).await;

@@ -158,11 +158,7 @@ fn migrate_may_run_again_on_an_empty_table_and_on_a_filled_one() {
         for outbox in [&empty, &filled] {
             outbox.create(world).await;
         }
-        let aggregate_type = world.aggregate_type("Order");
-        world
-            .kafka
-            .create_topic(&topic_of(&aggregate_type), 3, &[])
-            .await;
+        let aggregate_type = world.aggregate_with_topic("Order", 3).await;
         let order = uuid::Uuid::new_v4().to_string();
         let mut ledger = Ledger::default();
         for n in 1..=50 {

@@ -231,9 +231,7 @@ fn migrate_print_is_plain_sql_that_may_run_twice() {
         for outbox in [&filled, &empty] {
             outbox.create(world).await;
         }
-        let aggregate_type = world.aggregate_type("Order");
-        let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 3, &[]).await;
+        let aggregate_type = world.aggregate_with_topic("Order", 3).await;
         published_long_ago(world, "filled", 100).await;
         let (order, other) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         let mut ledger = Ledger::default();
@@ -322,9 +320,7 @@ fn migrate_waits_for_a_long_transaction_and_makes_nobody_else_wait_for_long() {
     support::run(async |world| {
         let outbox = Outbox::classic();
         outbox.create(world).await;
-        let aggregate_type = world.aggregate_type("Order");
-        let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 2, &[]).await;
+        let aggregate_type = world.aggregate_with_topic("Order", 2).await;
         let (long, short) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         let mut ledger = Ledger::default();
         ledger.push(one(world, &outbox, &aggregate_type, &short, 1).await);

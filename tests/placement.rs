@@ -61,9 +61,7 @@ fn every_key_is_in_the_partition_that_java_would_choose() {
         relay.migrate().await;
         let sizes = [(3, "Few"), (12, "Dozen"), (50, "Many")];
         for (count, name) in sizes {
-            let aggregate_type = world.aggregate_type(name);
-            let topic = topic_of(&aggregate_type);
-            world.kafka.create_topic(&topic, count, &[]).await;
+            let aggregate_type = world.aggregate_with_topic(name, count).await;
             for vector in vectors() {
                 one(world, &outbox, &aggregate_type, vector.key, 1).await;
             }

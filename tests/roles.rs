@@ -7,10 +7,10 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::operating::command;
+use crate::support;
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::relay::Setup;
 use crate::support::writers::{Ledger, one};
-use crate::support::{self, World, topic_of};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -32,12 +32,6 @@ fn rights(script: &str, runner: &str) -> Vec<String> {
         Some(right.to_owned())
     });
     lines.collect()
-}
-
-/// `url` for another user.
-fn url_of(world: &World, role: &str) -> String {
-    let (_, rest) = world.database_url.split_once('@').expect("a user");
-    format!("\"postgres://{role}:relays-own@{rest}\"")
 }
 
 #[test]
@@ -161,16 +155,13 @@ fn one_role_migrates_and_another_relays_as_printed() {
             .execute(&format!("alter role \"{owner}\" password 'relays-own'"))
             .await;
         let owners = world.relay(&[&outbox]);
-        let owners = owners.set("database", "url", &url_of(world, &owner));
+        let url = format!("\"{}\"", world.url_as(&owner, "relays-own"));
+        let owners = owners.set("database", "url", &url);
         let migrated = command(&owners, &["migrate", "--yes"]).await;
         for _ in 0..2 {
             world.execute(&format!("-- {second}")).await;
         }
-        let aggregate_type = world.aggregate_type("Order");
-        world
-            .kafka
-            .create_topic(&topic_of(&aggregate_type), 1, &[])
-            .await;
+        let aggregate_type = world.aggregate_with_topic("Order", 1).await;
         let mut ledger = Ledger::default();
         for n in 1..=3 {
             ledger.push(one(world, &outbox, &aggregate_type, "a", n).await);
@@ -246,9 +237,7 @@ fn what_somebody_else_made_is_never_called_whatever_the_search_path() {
         let (code, said) = command(&owner, &["migrate", "--yes"]).await;
         assert_eq!(code, Some(0), "{said}");
         owner.grant().await;
-        let aggregate_type = world.aggregate_type("Order");
-        let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 1, &[]).await;
+        let aggregate_type = world.aggregate_with_topic("Order", 1).await;
         let order = Uuid::new_v4().to_string();
         let mut ledger = Ledger::default();
         for n in 1..=3 {

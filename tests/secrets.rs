@@ -63,8 +63,7 @@ fn no_command_tells_a_password_or_a_payload_at_any_level() {
                 "alter role \"{runner}\" superuser password '{SECRET}'"
             ))
             .await;
-        let (_, rest) = world.database_url.split_once('@').unwrap();
-        let url = format!("postgres://{runner}:{SECRET_IN_URL}@{rest}");
+        let url = world.url_as(&runner, SECRET_IN_URL);
         let setup = || {
             watched(world.relay(&[&outbox]))
                 .set("database", "url", &format!("\"{url}\""))

@@ -198,9 +198,7 @@ fn until_empty_says_what_it_leaves_behind() {
             outbox.config = config.to_owned();
             outbox
         };
-        let aggregate_type = world.aggregate_type("Order");
-        let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 1, &[]).await;
+        let aggregate_type = world.aggregate_with_topic("Order", 1).await;
         // What is wrong with the first of three rows of an aggregate, and what is left by it. A row
         // of another aggregate always gets out.
         let parked = "topic = 'no such/topic'";

@@ -2,9 +2,9 @@
 
 use crate::migrate::shape;
 use crate::operating::{SOON, audited, ends};
+use crate::support;
 use crate::support::outbox::Outbox;
 use crate::support::writers::{Ledger, one};
-use crate::support::{self, topic_of};
 
 #[test]
 fn what_migrate_made_goes_and_the_table_is_as_it_was() {
@@ -13,11 +13,7 @@ fn what_migrate_made_goes_and_the_table_is_as_it_was() {
         outbox.config = "notify = true".to_owned();
         outbox.create(world).await;
         let before = shape(world).await;
-        let aggregate_type = world.aggregate_type("Order");
-        world
-            .kafka
-            .create_topic(&topic_of(&aggregate_type), 1, &[])
-            .await;
+        let aggregate_type = world.aggregate_with_topic("Order", 1).await;
         let order = uuid::Uuid::new_v4().to_string();
         let mut ledger = Ledger::default();
         ledger.push(one(world, &outbox, &aggregate_type, &order, 1).await);

@@ -54,7 +54,7 @@ pub(crate) async fn run(
     let file = home.join("config/application.properties");
     fs::write(file, settings).map_err(|error| error.to_string())?;
     // A first life, which makes the slot and remembers where it was: a backlog is what comes after that.
-    let one = backlog(1);
+    let one = Backlog::usual(1);
     let mut server = Server::start(&java, &program, &home)?;
     server.wait_line("Starting streaming").await?;
     place.seed(&one).await?;
@@ -62,7 +62,7 @@ pub(crate) async fn run(
     // it flushes its offsets once a second
     sleep(Duration::from_secs(2)).await;
     server.stop().await?;
-    let backlog = backlog(size.rows);
+    let backlog = Backlog::usual(size.rows);
     place.seed(&backlog).await?;
 
     let before = Meter::start(stand, &mut place).await?;
@@ -87,17 +87,6 @@ pub(crate) async fn run(
         .execute("select pg_drop_replication_slot('dbz_outbox')")
         .await?;
     stand.leave(place).await
-}
-
-fn backlog(rows: u64) -> Backlog {
-    Backlog {
-        rows,
-        bytes: 350,
-        column: "jsonb",
-        aggregates: 20_000,
-        poison_every: None,
-        homeless_every: None,
-    }
 }
 
 fn settings(stand: &Stand, place: &Place, which: Debezium) -> String {

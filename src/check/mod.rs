@@ -14,6 +14,7 @@ pub mod postgres;
 
 pub mod kafka;
 
+use crate::certificate::Trouble;
 use crate::config::{Config, Outbox};
 use crate::relay::chain;
 use crate::route::{Kind, Router};
@@ -104,7 +105,7 @@ async fn database(
         Ok(looked) => looked,
         Err(error) => {
             say(match &error {
-                Error::Unsafe { what, next_step } => {
+                Error::Unsafe(Trouble { what, next_step }) => {
                     let why = format!("no safe connection: {what}");
                     Line::fail("tls", why).words(next_step)
                 }

@@ -9,7 +9,7 @@ use crate::config::{Config, Layout, OnPublished, Outbox, TableName};
 use crate::finding::Fix;
 use crate::route;
 use crate::source::{
-    Counts, Holder, Inspected, Pooler, Server, Verified, literal, quote, quote_table,
+    Counts, Holder, Inspected, Pooler, Server, VERIFY, Verified, literal, quote, quote_table,
 };
 
 /// A clock that is off by more is worth a word.
@@ -97,8 +97,6 @@ fn reached(server: &Server) -> Line {
 }
 
 fn tls(server: &Server) -> Line {
-    const VERIFY: &str = "write sslmode=verify-full into database.url, and sslrootcert=FILE where the authority is \
-         your own";
     match (server.tls, server.verified, server.is_local) {
         (_, _, true) => Line::ok("tls", "the connection does not leave this machine"),
         (true, Verified::Full, _) => {

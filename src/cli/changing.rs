@@ -110,13 +110,7 @@ impl Leave {
 /// Tells what went wrong, and what to do about it.
 pub fn broken(error: Error) -> Exit {
     let (exit, hint) = match error.code() {
-        _ if matches!(
-            error,
-            Error::Connect(_) | Error::Unsafe { .. } | Error::Silence { .. }
-        ) =>
-        {
-            (Exit::Unavailable, "")
-        }
+        _ if error.is_unreachable() => (Exit::Unavailable, ""),
         _ if matches!(error, Error::Changed(_)) => (Exit::Config, ""),
         Some("55P03" | "40P01" | "40001") => (
             Exit::Unavailable,

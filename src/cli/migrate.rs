@@ -4,7 +4,7 @@ use super::args::ConfigArgs;
 use super::{Exit, complain};
 use crate::config::{Config, Purpose};
 use crate::relay;
-use crate::source::{Error, Migrated, Migration};
+use crate::source::{Migrated, Migration};
 
 /// Options of `migrate`.
 #[derive(Debug, clap::Args)]
@@ -80,7 +80,7 @@ pub async fn run(args: Args, config: Config) -> Exit {
     };
     let applied = match applied {
         Ok(applied) => applied,
-        Err(error @ (Error::Connect(_) | Error::Unsafe { .. } | Error::Silence { .. })) => {
+        Err(error) if error.is_unreachable() => {
             return super::fail(Exit::Unavailable, &relay::chain(&error));
         }
         Err(error) => {

@@ -546,13 +546,7 @@ fn report(command: Command, outbox: &str, changed: &Changed) -> String {
 /// Tells what went wrong, and what to do about it.
 fn broken(error: Error) -> Exit {
     let (exit, hint) = match error.code() {
-        _ if matches!(
-            error,
-            Error::Connect(_) | Error::Unsafe { .. } | Error::Silence { .. }
-        ) =>
-        {
-            (Exit::Unavailable, "")
-        }
+        _ if error.is_unreachable() => (Exit::Unavailable, ""),
         Some("55P03" | "40P01" | "40001") => (
             Exit::Unavailable,
             "\nThe lanes of these rows were never free for long enough, so nothing was changed: try \

@@ -98,10 +98,17 @@ pub(super) fn redacted(url: &str) -> String {
 #[must_use]
 pub fn has_password(url: &str) -> bool {
     parts(url).is_ok_and(|parts| {
-        let named = parameters(parts.query).find(|(name, _)| *name == "password");
-        let passwords = [parts.password, named.map(|(_, value)| value)];
+        let passwords = [parts.password, parameter(url, "password")];
         passwords.into_iter().flatten().any(|it| !it.is_empty())
     })
+}
+
+/// What the parameter `name` of `url` says, as written, if the URL has it.
+#[must_use]
+pub fn parameter<'a>(url: &'a str, name: &str) -> Option<&'a str> {
+    let query = url.split_once('?').map(|(_, query)| query);
+    let mut all = parameters(query);
+    all.find(|(it, _)| *it == name).map(|(_, value)| value)
 }
 
 /// `text` as it may stand in any part of a URL.

@@ -36,7 +36,7 @@ mod show;
 pub use show::{reference, starter};
 
 mod database_url;
-pub use database_url::has_password;
+pub use database_url::{has_password, parameter};
 
 mod table_name;
 

@@ -192,12 +192,12 @@ impl Settings {
                 problems.push(misread(spec, written, &why));
             }
         }
-        let url = self.url(purpose, &mut problems);
-        let password = self.password(&mut problems);
+        let (url, url_file) = self.url(purpose, &mut problems).unzip();
+        let (password, password_file) = self.password(&mut problems).unzip();
         let brokers = self.brokers(purpose, &mut problems);
         // its secrets may be in files that only the relay can read
-        let properties = match purpose {
-            Purpose::Parked | Purpose::Watch => BTreeMap::new(),
+        let (properties, files) = match purpose {
+            Purpose::Parked | Purpose::Watch => Default::default(),
             _ => self.properties(&mut problems),
         };
         self.outboxes_agree(purpose, &mut problems);
@@ -211,9 +211,9 @@ impl Settings {
         Ok(Config {
             database: Database {
                 url: url.unwrap_or_else(|| Secret::new("")),
-                url_file: self.url_written().ok().flatten().and_then(holder),
-                password_file: password.as_ref().and_then(|_| self.password_file()),
+                url_file: url_file.flatten(),
                 password,
+                password_file: password_file.flatten(),
                 connect_timeout: self.read(&keys::CONNECT_TIMEOUT)?,
                 statement_timeout: self.read(&keys::STATEMENT_TIMEOUT)?,
                 prepared_statements: self.read(&keys::PREPARED_STATEMENTS)?,
@@ -221,8 +221,8 @@ impl Settings {
             kafka: Kafka {
                 brokers,
                 message_bytes_max: self.read(&keys::MESSAGE_BYTES_MAX)?,
-                files: self.property_files(&properties),
                 properties,
+                files,
             },
             outboxes,
             relay: Relay {
@@ -298,12 +298,17 @@ impl Settings {
             .or_else(|| spec.default.map(Written::default))
     }
 
-    /// The URL, from itself or from its file. `None` also where it is wrong, which `problems` tell.
-    fn url(&self, purpose: Purpose, problems: &mut Vec<Problem>) -> Option<Secret> {
+    /// The URL, from itself or from its file, and that file. `None` also where it is wrong, which `problems`
+    /// tell.
+    fn url(
+        &self,
+        purpose: Purpose,
+        problems: &mut Vec<Problem>,
+    ) -> Option<(Secret, Option<PathBuf>)> {
         let needed = matches!(purpose, Purpose::Run | Purpose::Migrate | Purpose::Parked);
         match self.url_written() {
             Ok(Some(written)) => match (keys::URL.read)(&written) {
-                Ok(url) => Some(url),
+                Ok(url) => Some((url, holder(&written))),
                 Err(why) => {
                     // Of the key itself this was said; of a file's contents not yet.
                     problems.push(misread(&keys::URL.spec, &written, &why));
@@ -332,37 +337,15 @@ impl Settings {
         resolve("database.url", "database.url_file", url, file)
     }
 
-    /// The password that a file of its own holds.
-    fn password(&self, problems: &mut Vec<Problem>) -> Option<Secret> {
-        let written = self.written(0, &keys::PASSWORD_FILE.spec)?;
-        let held = contents(&keys::PASSWORD_FILE.spec.path(), &written);
-        match held.map(|held| held.value) {
-            Ok(Value::Text(password)) => Some(password),
-            Ok(_) => None,
-            Err(problem) => {
-                problems.push(problem);
-                None
-            }
-        }
-    }
-
-    fn password_file(&self) -> Option<PathBuf> {
-        let written = self.written(0, &keys::PASSWORD_FILE.spec)?;
-        written.some_text().ok().map(PathBuf::from)
-    }
-
-    /// The files that hold values of `properties`.
-    fn property_files(&self, properties: &BTreeMap<String, Secret>) -> BTreeMap<String, PathBuf> {
-        let mut files = BTreeMap::new();
-        if properties.is_empty() {
-            return files;
-        }
-        for (name, written) in self.properties_written() {
-            if let Some(file) = written.ok().and_then(holder) {
-                files.insert(name, file);
-            }
-        }
-        files
+    /// The password that a file of its own holds, and that file.
+    fn password(&self, problems: &mut Vec<Problem>) -> Option<(Secret, Option<PathBuf>)> {
+        let spec = &keys::PASSWORD_FILE.spec;
+        let held = contents(&spec.path(), &self.written(0, spec)?);
+        let password = held.and_then(|held| {
+            let text = held.text().map_err(|why| misread(spec, &held, &why))?;
+            Ok((Secret::new(text), holder(&held)))
+        });
+        password.map_err(|problem| problems.push(problem)).ok()
     }
 
     fn brokers(&self, purpose: Purpose, problems: &mut Vec<Problem>) -> String {
@@ -379,17 +362,22 @@ impl Settings {
         }
     }
 
-    fn properties(&self, problems: &mut Vec<Problem>) -> BTreeMap<String, Secret> {
-        let mut properties = BTreeMap::new();
+    fn properties(
+        &self,
+        problems: &mut Vec<Problem>,
+    ) -> (BTreeMap<String, Secret>, BTreeMap<String, PathBuf>) {
+        let (mut properties, mut files) = (BTreeMap::new(), BTreeMap::new());
         for (name, written) in self.properties_written() {
-            match written.and_then(|written| property_text(&name, &written)) {
-                Ok(text) => {
+            let read = written.and_then(|it| Ok((property_text(&name, &it)?, holder(&it))));
+            match read {
+                Ok((text, file)) => {
+                    files.extend(file.map(|file| (name.clone(), file)));
                     properties.insert(name, text);
                 }
                 Err(problem) => problems.push(problem),
             }
         }
-        properties
+        (properties, files)
     }
 
     /// Each librdkafka setting, by its own name, as written or as its file has it.
@@ -527,8 +515,8 @@ fn contents(key: &str, written: &Written) -> Result<Written, Problem> {
 }
 
 /// The file that held a value.
-fn holder(written: Written) -> Option<PathBuf> {
-    written.held_by.map(PathBuf::from)
+fn holder(written: &Written) -> Option<PathBuf> {
+    written.held_by.as_ref().map(PathBuf::from)
 }
 
 fn property_text(name: &str, written: &Written) -> Result<Secret, Problem> {

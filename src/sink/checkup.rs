@@ -110,9 +110,9 @@ fn ask(kafka: &config::Kafka, topics: &[String]) -> Cluster {
         Ok(client) => client,
         Err(error) => return Cluster::Unreachable(outcome::in_words(&error)),
     };
-    if token::is_wanted(kafka) {
-        client.poll(token::FIRST_POLL);
-    }
+    (client.context().token).ask_first(|limit| {
+        client.poll(limit);
+    });
     let brokers = match reach(kafka, &client, topics) {
         Ok(brokers) => brokers,
         Err(cluster) => return cluster,

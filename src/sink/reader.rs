@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::outcome;
 use super::settings;
-use super::token::{self, Token};
+use super::token::Token;
 use crate::config;
 
 /// librdkafka wants a name, though nothing is ever done with it.
@@ -132,10 +132,7 @@ impl Reader {
                 ..Heard::default()
             })
             .map_err(unreachable)?;
-        if token::is_wanted(kafka) {
-            // the token is asked for by a poll, and there is nothing else to come yet
-            drop(consumer.poll(token::FIRST_POLL));
-        }
+        (consumer.context().token).ask_first(|limit| drop(consumer.poll(limit)));
         let mut partitions = Vec::new();
         if named.is_empty() {
             for (topic, count) in ask(&consumer, None).map_err(unreachable)? {

@@ -9,7 +9,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::generation::{Quiet, blocking};
-use super::token::{self, Token};
+use super::token::Token;
 use super::{outcome, settings};
 use crate::config;
 use crate::partition;
@@ -70,7 +70,7 @@ pub async fn search(kafka: &config::Kafka, search: Search) -> Result<Found, Stri
         .set("group.id", "outbox-relay-inspect")
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "error");
-    let token = token::is_wanted(kafka).then(|| Token::of(kafka));
+    let token = Token::of(kafka);
     let look = move || look(&settings, token, &search);
     blocking(look)
         .await
@@ -79,11 +79,7 @@ pub async fn search(kafka: &config::Kafka, search: Search) -> Result<Found, Stri
 
 impl ConsumerContext for Quiet {}
 
-fn look(
-    settings: &rdkafka::ClientConfig,
-    token: Option<Token>,
-    search: &Search,
-) -> Result<Found, String> {
+fn look(settings: &rdkafka::ClientConfig, token: Token, search: &Search) -> Result<Found, String> {
     let words = |error: rdkafka::error::KafkaError| outcome::in_words(&error);
     let began = Instant::now();
     let Search {
@@ -94,15 +90,10 @@ fn look(
         records_max,
         timeout,
     } = search;
-    let logs_in = token.is_some();
-    let quiet = Quiet {
-        token: token.unwrap_or_default(),
-    };
-    let consumer: BaseConsumer<Quiet> = settings.create_with_context(quiet).map_err(words)?;
-    if logs_in {
-        // the token is asked for by a poll, and there is nothing else to come yet
-        drop(consumer.poll(token::FIRST_POLL));
-    }
+    let consumer: BaseConsumer<Quiet> = settings
+        .create_with_context(Quiet { token })
+        .map_err(words)?;
+    (consumer.context().token).ask_first(|limit| drop(consumer.poll(limit)));
     let known = consumer
         .fetch_metadata(Some(topic), ASK_TIMEOUT)
         .map_err(words)?;

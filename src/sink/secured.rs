@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::generation::blocking;
-use crate::certificate::{Peer, Trouble};
+use crate::certificate::{Peer, Trouble, is_this_machine};
 use crate::config::{self, Secret};
 
 const PEER: Peer<'_> = Peer {
@@ -43,10 +43,7 @@ pub fn weaknesses(kafka: &config::Kafka) -> Vec<Trouble> {
     let protocol = value("security.protocol").unwrap_or_else(|| "plaintext".to_owned());
     let encrypted = matches!(protocol.as_str(), "ssl" | "sasl_ssl");
     let mut found = Vec::new();
-    let mut say = |what: &str, next_step: &str| {
-        let (what, next_step) = (what.to_owned(), next_step.to_owned());
-        found.push(Trouble { what, next_step });
-    };
+    let mut say = |what: &str, next_step: &str| found.push(Trouble::new(what, next_step));
     let is_off = |value: String| matches!(value.as_str(), "false" | "f" | "0" | "no");
     if encrypted && value("enable.ssl.certificate.verification").is_some_and(is_off) {
         say(
@@ -82,10 +79,7 @@ pub fn weaknesses(kafka: &config::Kafka) -> Vec<Trouble> {
 fn is_local(brokers: &str) -> bool {
     brokers.split(',').map(str::trim).all(|broker| {
         let broker = broker.rsplit_once("://").map_or(broker, |(_, rest)| rest);
-        let host = broker.rsplit_once(':').map_or(broker, |(host, _)| host);
-        let host = host.trim_matches(['[', ']']);
-        let is_loopback = |address: std::net::IpAddr| address.is_loopback();
-        host == "localhost" || host.parse().is_ok_and(is_loopback)
+        is_this_machine(broker.rsplit_once(':').map_or(broker, |(host, _)| host))
     })
 }
 
@@ -95,19 +89,14 @@ pub(super) async fn explained(kafka: &config::Kafka, complaint: String) -> Strin
     let (kafka, said) = (kafka.clone(), complaint.clone());
     let explain = move || explain(&kafka, &said);
     match blocking(explain).await.flatten() {
-        Some(Trouble { what, next_step }) => {
-            format!("{what}. What to do: {next_step} ({complaint})")
-        }
+        Some(trouble) => format!("{trouble} ({complaint})"),
         None => complaint,
     }
 }
 
 /// As [`explained`], on a thread that may block.
 pub(super) fn explain(kafka: &config::Kafka, complaint: &str) -> Option<Trouble> {
-    let said = |what: &str, next_step: &str| {
-        let (what, next_step) = (what.to_owned(), next_step.to_owned());
-        Some(Trouble { what, next_step })
-    };
+    let said = |what: &str, next_step: &str| Some(Trouble::new(what, next_step));
     if complaint.contains(REFUSED) {
         return knock(kafka, complaint);
     }

@@ -18,12 +18,14 @@ pub(super) const PROPERTY: &str = "sasl.oauthbearer.token";
 /// How long one counts that does not say it itself.
 const LIFETIME_MS: u64 = 60_000;
 
-/// How long a client is polled, once, so that it asks for its first token.
-pub(super) const FIRST_POLL: Duration = Duration::from_millis(100);
+/// How long that poll takes at the most.
+const FIRST_POLL: Duration = Duration::from_millis(100);
 
 /// Where the token is.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Token {
+    /// Whether the relay logs in by one.
+    is_wanted: bool,
     text: Option<Secret>,
     file: Option<PathBuf>,
 }
@@ -48,8 +50,17 @@ pub(super) fn is_wanted(kafka: &config::Kafka) -> bool {
 impl Token {
     pub(super) fn of(kafka: &config::Kafka) -> Self {
         Self {
+            is_wanted: is_wanted(kafka),
             text: kafka.properties.get(PROPERTY).cloned(),
             file: kafka.files.get(PROPERTY).cloned(),
+        }
+    }
+
+    /// Lets a client that is new ask for its first token: it does so in a `poll`, and there is nothing else to
+    /// come yet.
+    pub(super) fn ask_first(&self, poll: impl FnOnce(Duration)) {
+        if self.is_wanted {
+            poll(FIRST_POLL);
         }
     }
 
@@ -113,6 +124,7 @@ mod tests {
     fn token(claims: &str) -> Token {
         let text = format!("e30.{}.", URL_SAFE_NO_PAD.encode(claims));
         Token {
+            is_wanted: true,
             text: Some(Secret::new(text)),
             file: None,
         }
@@ -134,6 +146,7 @@ mod tests {
     #[test]
     fn one_that_says_nothing_is_good_for_a_while_and_there_must_be_one() {
         let opaque = Token {
+            is_wanted: true,
             text: Some(Secret::new("opaque\n")),
             file: None,
         };
@@ -148,6 +161,7 @@ mod tests {
         let file = folder.path().join("token");
         std::fs::write(&file, "newer\n").unwrap();
         let token = Token {
+            is_wanted: true,
             text: Some(Secret::new("older")),
             file: Some(file.clone()),
         };

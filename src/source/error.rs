@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::certificate::Trouble;
+
 /// What went wrong with the source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,13 +14,8 @@ pub enum Error {
     )]
     Connect(#[source] Cause),
     /// There is a server, and no safe connection to it, or the files for one are of no use.
-    #[error("cannot connect to Postgres safely: {what}. What to do: {next_step}")]
-    Unsafe {
-        /// What is wrong: the authority, the host name, the time, the relay's own certificate.
-        what: String,
-        /// What to do about it.
-        next_step: String,
-    },
+    #[error("cannot connect to Postgres safely: {0}")]
+    Unsafe(Trouble),
     /// A statement failed; its transaction is gone and its rows are free again.
     #[error("Postgres refused to {doing}")]
     Statement {
@@ -186,7 +183,7 @@ impl Error {
             | Self::Statement { cause, .. }
             | Self::Row { cause, .. }
             | Self::Migration(cause) => cause.code(),
-            Self::Unsafe { .. }
+            Self::Unsafe(_)
             | Self::Silence { .. }
             | Self::Routing { .. }
             | Self::Lanes { .. }
@@ -194,6 +191,15 @@ impl Error {
             | Self::Unsettled { .. }
             | Self::Changed(_) => None,
         }
+    }
+
+    /// Whether there is no server to talk to, or no safe way there: no statement was refused.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(_) | Self::Unsafe(_) | Self::Silence { .. }
+        )
     }
 
     /// Whether a statement that does not wait met a row that somebody else has locked.

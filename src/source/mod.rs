@@ -69,7 +69,7 @@ pub use pauses::{Pause, PauseChange, Pauser};
 pub use polling::{Polling, PollingSource};
 pub use replay::{Chosen, Marked, Replayer};
 pub use sampling::{KindWaiting, ParkedAlike, ROWS_MAX, Sample, Sampler};
-pub use secured::weakness;
+pub use secured::{VERIFY, weakness};
 pub use tables::{KnownTable, KnownTables, known_tables};
 pub use uninstall::{Drops, Installed, Uninstaller};
 pub use upkeep::{Tended, Upkeep};

@@ -9,8 +9,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::error::{Cause, Error};
 use super::session::options;
-use crate::certificate::{Peer, Trouble};
-use crate::config::Database;
+use crate::certificate::{Peer, Trouble, is_this_machine};
+use crate::config::{Database, parameter};
 
 const PEER: Peer<'_> = Peer {
     name: "Postgres",
@@ -20,7 +20,7 @@ const PEER: Peer<'_> = Peer {
 };
 
 /// What to write where nobody verifies the server.
-const VERIFY: &str = "write sslmode=verify-full into database.url, and sslrootcert=FILE where the authority is your own";
+pub const VERIFY: &str = "write sslmode=verify-full into database.url, and sslrootcert=FILE where the authority is your own";
 
 /// `options`, which were read from `url`, with the mode that counts where `url` names none.
 pub(super) fn secured(options: PgConnectOptions, url: &str) -> PgConnectOptions {
@@ -37,9 +37,9 @@ pub(super) fn secured(options: PgConnectOptions, url: &str) -> PgConnectOptions 
 /// Whether `url` says how safe the connection must be. A variable of the environment does not count: it
 /// would weaken a URL whose writer knows nothing of it.
 fn names_mode(url: &str) -> bool {
-    let parameters = url.split_once('?').map_or("", |(_, rest)| rest).split('&');
-    let mut names = parameters.filter_map(|it| it.split_once('='));
-    names.any(|(name, _)| matches!(name, "sslmode" | "ssl-mode"))
+    ["sslmode", "ssl-mode"]
+        .iter()
+        .any(|name| parameter(url, name).is_some())
 }
 
 fn is_socket(options: &PgConnectOptions) -> bool {
@@ -48,9 +48,7 @@ fn is_socket(options: &PgConnectOptions) -> bool {
 
 /// Whether the connection stays on this machine.
 pub(super) fn is_local(options: &PgConnectOptions) -> bool {
-    let host = options.get_host().trim_matches(['[', ']']);
-    let is_loopback = |address: std::net::IpAddr| address.is_loopback();
-    is_socket(options) || host == "localhost" || host.parse().is_ok_and(is_loopback)
+    is_socket(options) || is_this_machine(options.get_host())
 }
 
 /// In which way the connection to `database` is weaker than it should be, if it leaves this machine.
@@ -81,9 +79,7 @@ pub fn weakness(database: &Database) -> Result<Option<Trouble>, Error> {
              change them"
         }
     };
-    let next_step = VERIFY.to_owned();
-    let what = what.to_owned();
-    Ok(Some(Trouble { what, next_step }))
+    Ok(Some(Trouble::new(what, VERIFY)))
 }
 
 /// No connection came about by `options`, for `error`.
@@ -93,17 +89,14 @@ pub(super) fn refused(options: &PgConnectOptions, error: sqlx::Error) -> Error {
         false => trouble(&error),
     };
     match trouble {
-        Some(Trouble { what, next_step }) => Error::Unsafe { what, next_step },
+        Some(trouble) => Error::Unsafe(trouble),
         None => Error::Connect(Cause::from(error)),
     }
 }
 
 /// What is wrong with TLS, if it is that.
 fn trouble(error: &sqlx::Error) -> Option<Trouble> {
-    let said = |what: String, next_step: &str| {
-        let next_step = next_step.to_owned();
-        Some(Trouble { what, next_step })
-    };
+    let said = |what: String, next_step: &str| Some(Trouble::new(what, next_step));
     match error {
         sqlx::Error::Io(error) => {
             let inner = error.get_ref().and_then(|it| it.downcast_ref::<TlsError>());

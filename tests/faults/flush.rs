@@ -60,9 +60,10 @@ async fn crash_behind_an_asynchronous_commit(
     outbox.create(world).await;
     let setup = small_batches(world.relay(&[&outbox]));
     setup.migrate().await;
-    let aggregate_type = world.aggregate_type(&format!("Order{round}"));
+    let aggregate_type = world
+        .aggregate_with_topic(&format!("Order{round}"), 1)
+        .await;
     let topic = topic_of(&aggregate_type);
-    world.kafka.create_topic(&topic, 1, &[]).await;
     // it lingers between Kafka's acknowledgement and the mark
     let relay = setup.failpoint("settle_before", "sleep(60000)").run();
     relay.wait_line("serving the outbox", LONG).await;

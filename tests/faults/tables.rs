@@ -140,9 +140,7 @@ fn a_table_restored_from_a_dump_under_a_running_relay_is_served_again() {
         outbox.create(world).await;
         let setup = small_batches(world.relay(&[&outbox]));
         setup.migrate().await;
-        let aggregate_type = world.aggregate_type("Order");
-        let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 2, &[]).await;
+        let aggregate_type = world.aggregate_with_topic("Order", 2).await;
         let order = Uuid::new_v4().to_string();
         let mut ledger = Ledger::default();
         let mut relay = setup.run();

@@ -72,24 +72,8 @@ impl Guarded {
             port,
             direct,
         };
-        let began = Instant::now();
-        loop {
-            let kafka = guarded.kafka();
-            let look = move || {
-                let all = kafka
-                    .consumer()
-                    .fetch_metadata(None, Duration::from_secs(2));
-                all.is_ok_and(|all| !all.brokers().is_empty())
-            };
-            if blocking(look).await {
-                return Ok(guarded);
-            }
-            if !guarded.process.is_running() || began.elapsed() > START_MAX {
-                let log = guarded.process.log();
-                return Err(format!("a broker with rights does not start\n{log}"));
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
+        ready(&guarded.process, &guarded.kafka()).await?;
+        Ok(guarded)
     }
 
     /// Where the relay logs in.
@@ -112,6 +96,26 @@ impl Guarded {
     /// Takes that back.
     pub(crate) async fn revoke(&self, topic: &str) {
         ask(self.direct, DELETE_ACLS, topic, &format!("User:{USER}")).await;
+    }
+}
+
+/// Waits until the broker of `process` answers by the door of `kafka`.
+pub(crate) async fn ready(process: &Process, kafka: &Kafka) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        let kafka = kafka.clone();
+        let look = move || {
+            let consumer = kafka.consumer();
+            let all = consumer.fetch_metadata(None, Duration::from_secs(2));
+            all.is_ok_and(|all| !all.brokers().is_empty())
+        };
+        if blocking(look).await {
+            return Ok(());
+        }
+        if !process.is_running() || began.elapsed() > START_MAX {
+            return Err(format!("a broker does not start\n{}", process.log()));
+        }
+        sleep(Duration::from_millis(100)).await;
     }
 }
 

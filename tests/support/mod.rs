@@ -228,7 +228,13 @@ impl World {
 
     /// The database's URL, for the role that relays run as.
     pub(crate) fn runner_url(&self) -> String {
-        self.as_runner(&self.database_url)
+        self.url_as(&self.runner(), RUNNER_PASSWORD)
+    }
+
+    /// The database's URL, for another user; both as a URL has them.
+    pub(crate) fn url_as(&self, user: &str, password: &str) -> String {
+        let (_, rest) = self.database_url.split_once('@').expect("a user");
+        format!("postgres://{user}:{password}@{rest}")
     }
 
     /// `url`, which leads to one of this test's databases, for the role that relays run as. A test that names
@@ -264,6 +270,14 @@ impl World {
     /// An aggregate type that no other test has. Its default topic is [`World::topic_of`] it.
     pub(crate) fn aggregate_type(&self, name: &str) -> String {
         format!("{}-{name}", self.prefix)
+    }
+
+    /// The same, and its topic with so many partitions.
+    pub(crate) async fn aggregate_with_topic(&self, name: &str, partitions: i32) -> String {
+        let aggregate_type = self.aggregate_type(name);
+        let topic = topic_of(&aggregate_type);
+        self.kafka.create_topic(&topic, partitions, &[]).await;
+        aggregate_type
     }
 
     /// A topic name that no other test has.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::relay::Setup;
-use super::{World, eventually, topic_of};
+use super::{World, eventually};
 
 /// Which columns the table has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,9 +105,7 @@ impl Outbox {
         self.create(world).await;
         let setup = world.relay(&[self]);
         setup.migrate().await;
-        let aggregate_type = world.aggregate_type(name);
-        let topic = topic_of(&aggregate_type);
-        world.kafka.create_topic(&topic, 2, &[]).await;
+        let aggregate_type = world.aggregate_with_topic(name, 2).await;
         (setup, aggregate_type)
     }
 

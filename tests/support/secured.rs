@@ -2,24 +2,20 @@
 //! for the tests.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rdkafka::consumer::Consumer;
-use tokio::time::{Instant, sleep};
 
 use super::certificates::{Authority, Dates, Issued};
 use super::guarded;
-use super::kafka::{Kafka, blocking};
+use super::kafka::Kafka;
 use super::local::{self, Process};
 use super::servers::{free_port, janitor};
 
 /// Who logs in, and by which password at first.
 pub(crate) const USER: &str = "relay";
 pub(crate) const PASSWORD: &str = "relays-own";
-
-const START_MAX: Duration = Duration::from_secs(90);
 
 /// A way to come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,23 +87,8 @@ impl Secured {
             direct,
             authority,
         };
-        let began = Instant::now();
-        loop {
-            let kafka = secured.kafka();
-            let look = move || {
-                let consumer = kafka.consumer();
-                let all = consumer.fetch_metadata(None, Duration::from_secs(2));
-                all.is_ok_and(|all| !all.brokers().is_empty())
-            };
-            if blocking(look).await {
-                return Ok(secured);
-            }
-            if !secured.process.is_running() || began.elapsed() > START_MAX {
-                let log = secured.process.log();
-                return Err(format!("a broker with TLS does not start\n{log}"));
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
+        guarded::ready(&secured.process, &secured.kafka()).await?;
+        Ok(secured)
     }
 
     /// Where a relay comes in by `door`.
