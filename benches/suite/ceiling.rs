@@ -177,7 +177,7 @@ pub(crate) fn producer(
         )
         .set("partitioner", "murmur2_random")
         .set("compression.type", "lz4")
-        .set("linger.ms", "1")
+        .set("linger.ms", "0")
         .create()
 }
 

@@ -34,9 +34,10 @@ const FIXED: &[(&str, &str)] = &[
 /// What operators may change under `[kafka.properties]`.
 const DEFAULTS: &[(&str, &str)] = &[
     ("client.id", "outbox-relay"),
-    // A publish waits for its whole batch, so lingering only gathers records that are enqueued
-    // within these few milliseconds into fewer requests.
-    ("linger.ms", "1"),
+    // What is enqueued while a request is in flight is gathered anyway, and there is only ever one. To
+    // linger before the first cost a drain 7 % and a steady 500 events a second a third of their latency
+    // (`just bench steady`).
+    ("linger.ms", "0"),
     ("compression.type", "lz4"),
     // Topics are made by whoever knows their partition count: order rests on it.
     ("allow.auto.create.topics", "false"),
