@@ -183,7 +183,15 @@ mod tests {
             assert!(local, "{url}");
             assert!(!matches!(mode, PgSslMode::VerifyFull), "{url}: {mode:?}");
         }
-        let (mode, _) = mode("postgres://localhost/x?sslmode=verify-full");
-        assert!(matches!(mode, PgSslMode::VerifyFull));
+        let (verified, _) = mode("postgres://localhost/x?sslmode=verify-full");
+        assert!(matches!(verified, PgSslMode::VerifyFull));
+        // there is no TLS on a socket, whatever a URL or the environment asks for
+        for url in [
+            "postgres://%2Frun%2Fpg/x?sslmode=require",
+            "postgres:///x?host=/run/pg&sslmode=verify-full",
+        ] {
+            let (mode, _) = mode(url);
+            assert!(matches!(mode, PgSslMode::Disable), "{url}: {mode:?}");
+        }
     }
 }
