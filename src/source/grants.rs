@@ -8,6 +8,7 @@
 use sqlx::Row as _;
 
 use super::archive_sql;
+use super::emit_sql;
 use super::error::Error;
 use super::inspect::Look;
 use super::layout::{literal, quote, quote_table};
@@ -163,6 +164,20 @@ impl Look<'_> {
         let me = me.first().and_then(|row| row.try_get::<String, _>(0).ok());
         Ok(quote(&me.unwrap_or_default()))
     }
+}
+
+/// What the role `writer` of a service is given to write to `outboxes` by the functions for it, and by nothing
+/// else. May run twice.
+pub(super) fn print_writer(outboxes: &[Outbox], writer: &str) -> String {
+    let mut sql = format!(
+        "\n-- 3. After it, too. {writer} writes events, by select outbox_relay.emit(…), and has no other right \
+         on the\n-- outbox: it can neither read, change nor delete a row. Where `migrate` made no function, \
+         this says so.\n"
+    );
+    for outbox in outboxes {
+        sql.push_str(&emit_sql::allow(&outbox.table, writer));
+    }
+    sql
 }
 
 /// The roles `owner` and `runner` and all that they are given for `outboxes`, as plain SQL that may run
