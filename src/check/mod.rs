@@ -167,6 +167,12 @@ async fn table(
     if !inspected.exists {
         return;
     }
+    if schema && inspected.is_well("columns") {
+        match checkup.emits(outbox).await {
+            Ok(known) => say(postgres::emits(known)),
+            Err(error) => say(failed("emit", &error)),
+        }
+    }
     match checkup.counts(&outbox.table, schema).await {
         Ok(counts) => {
             for line in postgres::counts(outbox, &counts, server) {

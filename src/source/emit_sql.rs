@@ -53,6 +53,12 @@ pub(super) fn is_wanted(outbox: &Outbox) -> String {
     )
 }
 
+/// Whether the present role may read which functions there are. Plan: the catalogue.
+pub(super) const READABLE: &str = "select coalesce((select has_table_privilege(c.oid, 'select')
+                        from pg_catalog.pg_class c
+                        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                       where n.nspname = 'outbox_relay' and c.relname = 'emitter'), false)";
+
 /// The name of the functions of `table`, as a value in SQL; null where there are none.
 pub(super) fn made(table: &TableName) -> String {
     format!(

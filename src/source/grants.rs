@@ -252,7 +252,13 @@ $outbox_relay$;\n",
             given.push(right.grant);
         }
         sql.push_str(&format!(
-            "-- how far numbers were drawn; and nothing of it can be changed
+            "-- which functions write to it, for `outbox-relay check`
+do $outbox_relay$
+begin
+  execute format('grant select on outbox_relay.emitter to %I', {runner});
+end
+$outbox_relay$;
+-- how far numbers were drawn; and nothing of it can be changed
 do $outbox_relay$
 begin
   execute format('grant select on sequence %s to %I', pg_get_serial_sequence({table}, 'seq'), {runner});
