@@ -38,6 +38,7 @@ as $outbox_relay$
            || jsonb_build_object('relation', relid::oid::bigint, 'version', 1)
     from found f
   having count(*) = (select count(*) from jsonb_object_keys(columns))
+     and count(distinct f.name) = count(*)
      and bool_and(case f.role
            when 'id' then f.type = 'uuid'
            when 'aggregate_id' then f.type in ('text', 'character varying', 'uuid', 'bigint', 'integer')
@@ -61,8 +62,9 @@ declare
   wanted constant jsonb := outbox_relay.emitter_of(relid, columns);
   key_type constant text := wanted #>> '{aggregate_id,1}';
   payload_type constant text := wanted #>> '{payload,1}';
-  -- whether rows have headers and a topic of their own
-  carries constant boolean := columns ? 'headers' and columns ? 'topic';
+  -- whether rows have headers, or a topic, of their own
+  has_headers constant boolean := columns ? 'headers';
+  has_topic constant boolean := columns ? 'topic';
   -- what the table does not write by itself
   new_id constant text := coalesce(wanted #>> '{id,2}', 'gen_random_uuid()');
   writes_time constant boolean := columns ? 'created_at' and wanted #>> '{created_at,2}' is null;
@@ -74,11 +76,12 @@ declare
   begins constant text := format('insert into %s as o (%s) ', relid, (
     select string_agg(quote_ident(columns ->> role), ', ' order by n)
       from unnest(array['id', 'aggregate_type', 'aggregate_id', 'event_type', 'payload'] ||
-                  case when carries then array['headers', 'topic'] end ||
+                  case when has_headers then array['headers'] end ||
+                  case when has_topic then array['topic'] end ||
                   case when writes_time then array['created_at'] end) with ordinality as r (role, n)));
   ends constant text := case when writes_time then ', clock_timestamp()' else '' end;
   -- the trace of the writing transaction; what is no traceparent is ignored, as its standard wants it
-  trace constant text := case when carries then $sql$
+  trace constant text := case when has_headers then $sql$
   if current_setting('outbox_relay.traceparent', true) ~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-|$)' then
     trace := jsonb_build_object('traceparent', current_setting('outbox_relay.traceparent'));
     if current_setting('outbox_relay.tracestate', true) <> '' then
@@ -143,8 +146,10 @@ begin
         then 'has headers that are no JSON object'
       when e.event ->> 'topic' !~ '^[A-Za-z0-9._-]{1,249}$' or e.event ->> 'topic' in ('.', '..')
         then 'has a topic that Kafka takes for no topic''s name'
-      when not %2$L::boolean and coalesce(e.event ->> 'headers', e.event ->> 'topic') is not null
-        then 'has headers or a topic, for which this outbox has no column (layout = "native" has)'
+      when not %2$L::boolean and e.event ->> 'headers' is not null
+        then 'has headers, for which this outbox has no column (layout = "native" has)'
+      when not %11$L::boolean and e.event ->> 'topic' is not null
+        then 'has a topic, for which this outbox has no column (layout = "native" has)'
       else (select 'has a member that is unknown here: ' || k from jsonb_object_keys(e.event) k
              where k not in ('aggregate_type', 'aggregate_id', 'event_type', 'payload', 'headers', 'topic', 'id')
              limit 1)
@@ -165,14 +170,15 @@ begin
    order by e.n
   returning o.%10$I;
 end$sql$,
-        format('outbox_relay.%s_batch', emit), carries, trace, begins, new_id, key_type,
+        format('outbox_relay.%s_batch', emit), has_headers, trace, begins, new_id, key_type,
         case payload_type
           when 'jsonb' then 'e.payload::jsonb'
           when 'json' then 'e.payload'
           when 'bytea' then $sql$decode(e.payload #>> '{}', 'base64')$sql$
           else $sql$case json_typeof(e.payload) when 'string' then e.payload #>> '{}' else e.payload::text end$sql$ end,
-        case when carries then ',' || format(traced, 'e.headers') || ', e.topic' else '' end,
-        ends, columns ->> 'id');
+        case when has_headers then ',' || format(traced, 'e.headers') else '' end ||
+        case when has_topic then ', e.topic' else '' end,
+        ends, columns ->> 'id', has_topic);
     elsif (one.form = 'bytea') <> (payload_type = 'bytea') then
       -- better than that there is no such function
       body := format($sql$
@@ -200,19 +206,25 @@ begin
   return emitted;
 end$sql$,
         format('outbox_relay.%s', emit),
-        case when carries then format($sql$
+        case when has_headers then format($sql$
   if jsonb_typeof($5) <> 'object' then
     raise exception using errcode = '22023', message = %1$L || ': headers must be a JSON object';
-  end if;
+  end if;$sql$, format('outbox_relay.%s', emit)) else format($sql$
+  if $5 is not null then
+    raise exception using errcode = '0A000', message = %L,
+      hint = 'Leave them out, or add such a column and tell the relay of it (layout = "native"), then migrate.';
+  end if;$sql$, format('outbox_relay.%s: %s has no column for headers', emit, of_outbox)) end ||
+        case when has_topic then format($sql$
   if $6 !~ '^[A-Za-z0-9._-]{1,249}$' or $6 in ('.', '..') then
     raise exception using errcode = '22023', message = %1$L || ': Kafka takes this topic for no topic''s name';
   end if;$sql$, format('outbox_relay.%s', emit)) else format($sql$
-  if $5 is not null or $6 is not null then
+  if $6 is not null then
     raise exception using errcode = '0A000', message = %L,
-      hint = 'Leave both out, or add the columns and say layout = "native" in the relay''s config, then migrate.';
-  end if;$sql$, format('outbox_relay.%s: %s has no columns for headers and topic', emit, of_outbox)) end,
+      hint = 'Leave it out, or add such a column and tell the relay of it (layout = "native"), then migrate.';
+  end if;$sql$, format('outbox_relay.%s: %s has no column for a topic', emit, of_outbox)) end,
         trace, begins, new_id, key_type, payload_type,
-        case when carries then ',' || format(traced, '$5') || ', $6' else '' end,
+        case when has_headers then ',' || format(traced, '$5') else '' end ||
+        case when has_topic then ', $6' else '' end,
         ends, columns ->> 'id');
     end if;
     made := made || outbox_relay.make_emit_function(one.signature, format($sql$
