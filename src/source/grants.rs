@@ -255,7 +255,9 @@ $outbox_relay$;\n",
             "-- which functions write to it, for `outbox-relay check`
 do $outbox_relay$
 begin
-  execute format('grant select on outbox_relay.emitter to %I', {runner});
+  if to_regclass('outbox_relay.emitter') is not null then
+    execute format('grant select on outbox_relay.emitter to %I', {runner});
+  end if;
 end
 $outbox_relay$;
 -- how far numbers were drawn; and nothing of it can be changed
