@@ -378,24 +378,6 @@ pub fn migrated(known: Option<bool>) -> Line {
     }
 }
 
-/// Whether the functions that services write by are as the table is.
-#[must_use]
-pub fn emits(known: Option<bool>) -> Line {
-    match known {
-        Some(true) => Line::ok("emit", "the functions that write to it are as the table is"),
-        Some(false) => Line::warn(
-            "emit",
-            "the functions that write to it (outbox_relay.emit) were not made for the table as it is now: a \
-             call may fail, and with it the service's transaction",
-        )
-        .fix(Fix::Relay("migrate".to_owned())),
-        None => Line::skip(
-            "emit",
-            "this role may not read which functions write to it (select on outbox_relay.emitter)",
-        ),
-    }
-}
-
 /// What the server's counts and settings say of a table.
 #[must_use]
 pub fn counts(outbox: &Outbox, counts: &Counts, server: &Server) -> Vec<Line> {
