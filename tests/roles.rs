@@ -104,6 +104,9 @@ fn the_runner_can_neither_write_events_nor_change_them_nor_the_schema() {
         for sql in [
             "insert into outbox (aggregate_id, aggregate_type, event_type, payload)
              values (gen_random_uuid(), 'a', 'b', '{}')",
+            "select outbox_relay.emit('a', gen_random_uuid(), 'b', '{}')",
+            "select outbox_relay.emit_batch('[]')",
+            "select outbox_relay.allow_emit('public.outbox', current_user::text)",
             "update outbox set payload = '{}'",
             "update outbox set aggregate_type = 'other'",
             "truncate outbox",

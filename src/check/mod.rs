@@ -16,6 +16,7 @@ pub mod kafka;
 
 use crate::certificate::Trouble;
 use crate::config::{Config, Outbox};
+use crate::finding::Fix;
 use crate::relay::chain;
 use crate::route::{Kind, Router};
 use crate::sink::checkup::examine;
@@ -167,6 +168,12 @@ async fn table(
     if !inspected.exists {
         return;
     }
+    if schema && inspected.is_well("columns") {
+        match checkup.emits(outbox).await {
+            Ok(known) => say(emits(known)),
+            Err(error) => say(failed("emit", &error)),
+        }
+    }
     match checkup.counts(&outbox.table, schema).await {
         Ok(counts) => {
             for line in postgres::counts(outbox, &counts, server) {
@@ -190,6 +197,23 @@ async fn table(
         ));
     }
     rows(checkup, config, outbox, &inspected, wanted, &mut say).await;
+}
+
+/// Whether the functions that services write by are as the table is.
+fn emits(known: Option<bool>) -> Line {
+    match known {
+        Some(true) => Line::ok("emit", "the functions that write to it are as the table is"),
+        Some(false) => Line::warn(
+            "emit",
+            "the functions that write to it (outbox_relay.emit) were not made for the table as it is now: a \
+             call may fail, and with it the service's transaction",
+        )
+        .fix(Fix::Relay("migrate".to_owned())),
+        None => Line::skip(
+            "emit",
+            "this role may not read which functions write to it (select on outbox_relay.emitter)",
+        ),
+    }
 }
 
 /// What takes a table that is as it must be: the claim's plan, and the rows.

@@ -42,6 +42,12 @@ pub struct Args {
     )]
     pub runner: String,
 
+    /// The role of a service that writes events by the function emit, for --grants
+    ///
+    /// It gets to call that, and no right on the table. The service's own role, which exists.
+    #[arg(long, requires = "grants", value_name = "ROLE")]
+    pub writer: Option<String>,
+
     /// Agree to what takes a lock or touches rows
     ///
     /// Without it such a step is announced with the number of rows, and not taken.
@@ -64,7 +70,8 @@ impl Args {
 /// Applies what is missing, or prints it.
 pub async fn run(args: Args, config: Config) -> Exit {
     if args.grants {
-        let grants = Migration::print_grants(&config.outboxes, &args.owner, &args.runner);
+        let writer = args.writer.as_deref();
+        let grants = Migration::print_grants(&config.outboxes, &args.owner, &args.runner, writer);
         return super::say(&grants);
     }
     if args.print {
@@ -128,6 +135,7 @@ Examples:
   DATABASE_URL=postgres://… outbox-relay migrate --table public.outbox --yes
   outbox-relay migrate --table public.outbox --print > V42__outbox_relay.sql
   outbox-relay migrate --table public.outbox --print --grants > roles.sql
+  outbox-relay migrate --table public.outbox --print --grants --writer shop > roles.sql
 
 Safe to repeat, and safe on a table with rows and live writers.
 

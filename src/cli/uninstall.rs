@@ -160,6 +160,11 @@ fn announce(table: &TableName, installed: &Installed, drops: Drops) -> String {
     if installed.parked > 0 {
         line(format!("{} parked rows", installed.parked));
     }
+    if let Some(emit) = &installed.emit {
+        line(format!(
+            "the functions {emit} and {emit}_batch: whoever writes by them fails from then on"
+        ));
+    }
     match &installed.history {
         Some(history) if drops.history => line(format!("the history {history}, with all its rows")),
         Some(history) => text.push_str(&format!(
@@ -188,7 +193,8 @@ Examples:
   outbox-relay uninstall --all --drop-seq --yes
 
 Undoes `migrate`. The service's table and its rows always stay. Stop the relays first; rows that are parked
-are refused unless --drop-parked says otherwise, a history with rows stays unless --drop-history does. Writers may go on: what drops an index, a trigger or a
+are refused unless --drop-parked says otherwise, a history with rows stays unless --drop-history does. Writers that
+insert may go on, those that call outbox_relay.emit not: what drops an index, a trigger or a
 column waits for its lock for five seconds at most, and changes nothing if it does not get it. `migrate`
 makes all of it again; numbers in seq that stayed are kept.
 

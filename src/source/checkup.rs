@@ -8,6 +8,7 @@ use sqlx::postgres::{PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, Decode, Postgres, Row as _, Type};
 
 use super::checkup_sql as ask;
+use super::emit_sql;
 use super::error::Error;
 use super::inspect::{Inspector, Look};
 use super::layout::index_name;
@@ -383,6 +384,20 @@ impl Checkup {
             return Ok(None);
         }
         first(doing, &self.rows(doing, recorded).await?).map(Some)
+    }
+
+    /// Whether the functions that write to the outbox are as its table is; `None` if that cannot be told.
+    ///
+    /// # Errors
+    /// Postgres could not be asked, or refused.
+    pub async fn emits(&mut self, outbox: &Outbox) -> Result<Option<bool>, Error> {
+        let doing = "ask for the functions that write to it";
+        let readable = emit_sql::READABLE.to_owned();
+        if !first::<bool>(doing, &self.rows(doing, readable).await?)? {
+            return Ok(None);
+        }
+        let wanted = self.rows(doing, emit_sql::is_wanted(outbox)).await?;
+        Ok(Some(!first::<bool>(doing, &wanted)?))
     }
 
     /// What the server counts and keeps of the table.

@@ -1,6 +1,7 @@
 //! The SQL that makes one outbox table ready, as `migrate` runs and prints it.
 
 use super::archive_sql;
+use super::emit_sql;
 use super::layout::{index_name, literal, own_name, quote, quote_table};
 use super::sql::lane_of;
 use crate::config::Outbox;
@@ -113,6 +114,11 @@ on conflict do nothing;",
     /// The history that published rows are moved to, and its first partitions.
     pub(super) fn history(&self) -> String {
         archive_sql::make(self.outbox)
+    }
+
+    /// The functions that a service may write events by.
+    pub(super) fn emit(&self) -> String {
+        emit_sql::make(self.outbox)
     }
 
     pub(super) fn notify(&self) -> String {

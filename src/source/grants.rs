@@ -8,6 +8,7 @@
 use sqlx::Row as _;
 
 use super::archive_sql;
+use super::emit_sql;
 use super::error::Error;
 use super::inspect::Look;
 use super::layout::{literal, quote, quote_table};
@@ -165,6 +166,20 @@ impl Look<'_> {
     }
 }
 
+/// What the role `writer` of a service is given to write to `outboxes` by the functions for it, and by nothing
+/// else. May run twice.
+pub(super) fn print_writer(outboxes: &[Outbox], writer: &str) -> String {
+    let mut sql = format!(
+        "\n-- 3. After it, too. {writer} writes events, by select outbox_relay.emit(…), and has no other right \
+         on the\n-- outbox: it can neither read, change nor delete a row. Where `migrate` made no function, \
+         this says so.\n"
+    );
+    for outbox in outboxes {
+        sql.push_str(&emit_sql::allow(&outbox.table, writer));
+    }
+    sql
+}
+
 /// The roles `owner` and `runner` and all that they are given for `outboxes`, as plain SQL that may run
 /// twice. Its first part goes before the migration, its second one after it.
 pub(super) fn print(outboxes: &[Outbox], owner: &str, runner: &str) -> String {
@@ -237,7 +252,15 @@ $outbox_relay$;\n",
             given.push(right.grant);
         }
         sql.push_str(&format!(
-            "-- how far numbers were drawn; and nothing of it can be changed
+            "-- which functions write to it, for `outbox-relay check`
+do $outbox_relay$
+begin
+  if to_regclass('outbox_relay.emitter') is not null then
+    execute format('grant select on outbox_relay.emitter to %I', {runner});
+  end if;
+end
+$outbox_relay$;
+-- how far numbers were drawn; and nothing of it can be changed
 do $outbox_relay$
 begin
   execute format('grant select on sequence %s to %I', pg_get_serial_sequence({table}, 'seq'), {runner});

@@ -17,6 +17,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::archive_sql;
 use super::ddl::Ddl;
+use super::emit_sql;
 use super::error::Error;
 use super::grants;
 use super::layout::{index_name, literal, quote, quote_table};
@@ -98,6 +99,7 @@ impl<'a> Migration<'a> {
                 ddl.index(),
                 ddl.lanes(),
                 ddl.routing(),
+                ddl.emit(),
             ];
             if outbox.on_published == OnPublished::Archive {
                 statements.push(ddl.history());
@@ -114,10 +116,20 @@ impl<'a> Migration<'a> {
         sql
     }
 
-    /// The roles `owner`, which migrates, and `runner`, which relays, and their rights, as plain SQL.
+    /// The roles `owner`, which migrates, and `runner`, which relays, and their rights, as plain SQL; and
+    /// those of a service's `writer`, to write events by the functions for it.
     #[must_use]
-    pub fn print_grants(outboxes: &[Outbox], owner: &str, runner: &str) -> String {
-        grants::print(outboxes, owner, runner)
+    pub fn print_grants(
+        outboxes: &[Outbox],
+        owner: &str,
+        runner: &str,
+        writer: Option<&str>,
+    ) -> String {
+        let mut sql = grants::print(outboxes, owner, runner);
+        if let Some(writer) = writer {
+            sql.push_str(&grants::print_writer(outboxes, writer));
+        }
+        sql
     }
 
     /// Applies what is missing. With `leave`, also what locks a table or touches its rows; each of
@@ -185,14 +197,14 @@ pub(super) fn newest_version() -> i64 {
     versions.max().unwrap_or(0)
 }
 
-/// Whether the newest migration of this build is recorded. Then nothing is asked that a role without
+/// Whether every migration of this build is recorded. Then nothing is asked that a role without
 /// the right to create schemas could not do: `create schema if not exists` wants it even where the
 /// schema exists.
 async fn is_up_to_date(
     connection: &mut PgConnection,
     limit: std::time::Duration,
 ) -> Result<bool, Error> {
-    let newest = newest_version();
+    let versions: Vec<i64> = MIGRATIONS.iter().map(|one| one.version).collect();
     let there = "select exists (select from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                   where n.nspname = 'outbox_relay' and c.relname = 'migrations')
@@ -203,10 +215,11 @@ async fn is_up_to_date(
     if answer(limit, "look for the migrations", there).await? != Some(true) {
         return Ok(false);
     }
-    let recorded =
-        "select exists (select from outbox_relay.migrations where version = $1 and success)";
+    // not the newest alone: one with a lower number may have come later
+    let recorded = "select $1::int8[] <@ array(
+           select version from outbox_relay.migrations where success)";
     let recorded = sqlx::query_scalar(recorded)
-        .bind(newest)
+        .bind(versions)
         .fetch_one(connection);
     answer(limit, "read the migrations", recorded).await
 }
@@ -253,6 +266,7 @@ impl TableMigration<'_> {
             Find::Index,
             Find::Lanes,
             Find::Routing,
+            Find::Emit,
             Find::History,
             Find::Notify,
         ] {
@@ -287,6 +301,7 @@ impl TableMigration<'_> {
             Find::Index => self.find_index().await,
             Find::Lanes => self.find_lanes().await,
             Find::Routing => self.find_routing().await,
+            Find::Emit => self.find_emit().await,
             Find::History => self.find_history().await,
             Find::Notify => self.find_notify().await,
         }
@@ -448,6 +463,19 @@ impl TableMigration<'_> {
         }))
     }
 
+    async fn find_emit(&mut self) -> Result<Option<Step>, Error> {
+        if !self.truth(emit_sql::is_wanted(self.outbox)).await? {
+            return Ok(None);
+        }
+        let name = &self.outbox.table;
+        Ok(Some(Step {
+            title: format!("{name}: making the functions that write to it"),
+            leave: None,
+            concurrent: false,
+            sql: Ddl::of(self.outbox, self.outbox.lanes).emit(),
+        }))
+    }
+
     async fn find_history(&mut self) -> Result<Option<Step>, Error> {
         let name = &self.outbox.table;
         let there = archive_sql::is_made(name, self.outbox.layout);
@@ -583,6 +611,7 @@ enum Find {
     Index,
     Lanes,
     Routing,
+    Emit,
     History,
     Notify,
 }

@@ -22,6 +22,7 @@ mod created;
 mod ddl;
 mod dead_letters;
 mod decode;
+mod emit_sql;
 mod error;
 mod grants;
 mod identity;

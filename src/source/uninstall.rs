@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr};
 
 use super::archive_sql;
 use super::audit;
+use super::emit_sql;
 use super::error::Error;
 use super::layout::{literal, quote, quote_table};
 use super::parked::Who;
@@ -35,6 +36,8 @@ pub struct Installed {
     pub history: Option<String>,
     /// Whether it has any rows.
     pub archived: bool,
+    /// The function that writes to it, if there is one.
+    pub emit: Option<String>,
 }
 
 /// What of it goes only if somebody says so.
@@ -162,7 +165,7 @@ impl Uninstaller {
         let limit = self.session.answer_timeout();
         let (name, quoted) = (literal(&table.to_string()), quote_table(table));
         let regclass = format!("to_regclass({})", literal(&quoted));
-        let history = archive_sql::made(table);
+        let (history, emit) = (archive_sql::made(table), emit_sql::made(table));
         let sql = format!(
             "select exists (select from pg_catalog.pg_trigger
                              where tgrelid = {regclass} and tgname = 'outbox_relay_notify'),
@@ -176,7 +179,8 @@ impl Uninstaller {
                              where attrelid = {regclass} and attname = 'seq' and not attisdropped),
                     (select count(*) from outbox_relay.lane where outbox = {name}),
                     (select count(*) from outbox_relay.parked where outbox = {name}),
-                    {history}"
+                    {history},
+                    {emit}"
         );
         let connection = self.session.begin(&self.open).await?;
         let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut *connection);
@@ -192,6 +196,7 @@ impl Uninstaller {
                 pending: 0,
                 history: row.try_get(6)?,
                 archived: false,
+                emit: row.try_get(7)?,
             })
         };
         let mut installed = read().map_err(|error| Error::statement(DOING, error))?;
@@ -252,6 +257,9 @@ impl Uninstaller {
             sql.push_str(&format!(
                 "drop table {history};\ndelete from outbox_relay.history where outbox = {name};\n"
             ));
+        }
+        if installed.emit.is_some() {
+            sql.push_str(&emit_sql::drop(table));
         }
         if drops.seq && installed.seq {
             sql.push_str(&format!("alter table {quoted} drop column seq;\n"));

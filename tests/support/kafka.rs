@@ -194,6 +194,18 @@ impl Kafka {
         config.create().expect("a consumer can be made")
     }
 
+    /// A consumer of `group` that begins where the group has committed to, and commits when it is told to.
+    pub(crate) fn member(&self, group: &str) -> BaseConsumer {
+        let mut config = self.config();
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.wait.max.ms", "20");
+        config.create().expect("a consumer can be made")
+    }
+
     fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
