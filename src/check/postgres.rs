@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use super::is_direct;
 use super::line::{Level, Line, shell};
-use crate::config::{Config, Layout, OnPublished, Outbox, TableName};
+use crate::config::{Config, Layout, LayoutKind, OnPublished, Outbox, TableName};
 use crate::finding::Fix;
 use crate::route;
 use crate::source::{
-    Counts, Holder, Inspected, Pooler, Server, VERIFY, Verified, literal, quote, quote_table,
+    Counts, Holder, Inspected, Pooler, Server, VERIFY, Verified, literal, quote, quote_if_need_be,
+    quote_table,
 };
 
 /// A clock that is off by more is worth a word.
@@ -316,7 +317,7 @@ pub fn inspected(outbox: &Outbox, inspected: &Inspected) -> Vec<Line> {
     let mut lines = Vec::new();
     if !inspected.exists {
         let why = "the table does not exist yet; the service's own migrations create it";
-        lines.push(Line::fail("table", why).sql(create(&outbox.table, outbox.layout)));
+        lines.push(Line::fail("table", why).sql(create(&outbox.table, &outbox.layout)));
     }
     let mut skipped = Vec::new();
     for (item, well) in INSPECTED {
@@ -342,23 +343,76 @@ pub fn inspected(outbox: &Outbox, inspected: &Inspected) -> Vec<Line> {
     lines
 }
 
-/// The statement that makes a table as the README has it.
-fn create(table: &TableName, layout: Layout) -> String {
+/// The statement that makes a table as the documents have it.
+fn create(table: &TableName, layout: &Layout) -> String {
     let table = quote_table(table);
-    let columns = match layout {
-        Layout::Classic => {
+    let columns = match layout.kind {
+        LayoutKind::Classic => {
             "aggregate_id uuid not null, aggregate_type text not null, event_type text not null, \
              payload jsonb not null"
+                .to_owned()
         }
-        Layout::Native => {
-            "aggregate_id text, aggregate_type text not null, event_type text not null, payload jsonb, \
-             headers jsonb, topic text"
+        LayoutKind::Debezium => {
+            "aggregatetype varchar(255) not null, aggregateid varchar(255) not null, \
+             type varchar(255) not null, payload jsonb"
+                .to_owned()
+        }
+        LayoutKind::Native | LayoutKind::Custom => {
+            let mut columns = format!(
+                "{} text, {} text not null, {} text not null, {} jsonb",
+                quote_if_need_be(&layout.aggregate_id),
+                quote_if_need_be(&layout.aggregate_type),
+                quote_if_need_be(&layout.event_type),
+                quote_if_need_be(&layout.payload),
+            );
+            for (name, of_type) in [(&layout.headers, "jsonb"), (&layout.topic, "text")] {
+                if let Some(name) = name {
+                    columns.push_str(&format!(", {} {of_type}", quote_if_need_be(name)));
+                }
+            }
+            columns
         }
     };
-    format!(
-        "create table {table} (id uuid primary key default gen_random_uuid(), {columns}, \
-         created_at timestamptz not null default now(), published_at timestamptz);"
-    )
+    let mut sql = format!(
+        "create table {table} ({} uuid primary key default gen_random_uuid(), {columns}",
+        quote_if_need_be(&layout.id)
+    );
+    if let Some(name) = &layout.created_at {
+        let name = quote_if_need_be(name);
+        sql.push_str(&format!(", {name} timestamptz not null default now()"));
+    }
+    if let Some(name) = &layout.published_at {
+        sql.push_str(&format!(", {} timestamptz", quote_if_need_be(name)));
+    }
+    let known = [
+        &layout.headers,
+        &layout.topic,
+        &layout.created_at,
+        &layout.published_at,
+    ];
+    let mut more: Vec<&String> = Vec::new();
+    for name in layout
+        .placed
+        .iter()
+        .map(|placed| &placed.column)
+        .chain(&layout.routing)
+    {
+        let needed = [
+            &layout.id,
+            &layout.aggregate_id,
+            &layout.aggregate_type,
+            &layout.event_type,
+        ];
+        let is_known = needed.contains(&name)
+            || *name == layout.payload
+            || known.iter().any(|it| it.as_ref() == Some(name));
+        if !is_known && !more.contains(&name) {
+            more.push(name);
+            sql.push_str(&format!(", {} text", quote_if_need_be(name)));
+        }
+    }
+    sql.push_str(");");
+    sql
 }
 
 /// Whether the relay's own schema is as new as this build.

@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::record::Encoding;
 use crate::route::{Allowed, Template};
 use crate::settle::Policies;
 
@@ -23,6 +24,9 @@ mod environment;
 pub use environment::{Collector, Environment};
 
 mod keys;
+
+mod layout;
+pub use layout::{Layout, LayoutKind, Placed};
 
 mod written;
 
@@ -109,6 +113,8 @@ pub struct Outbox {
     pub on_published: OnPublished,
     /// Which topic a row goes to.
     pub topic: Template,
+    /// What is made of a row beside its topic.
+    pub encoding: Encoding,
     /// The topics that rows may go to.
     pub topics_allowed: Allowed,
     /// What becomes of the rest of an aggregate when one of its rows cannot be published, by the
@@ -159,16 +165,6 @@ pub struct TableName {
     pub schema: String,
     /// The table in it.
     pub table: String,
-}
-
-/// Which columns an outbox table has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Layout {
-    /// `id, aggregate_id, aggregate_type, event_type, payload, created_at, published_at`.
-    #[default]
-    Classic,
-    /// Classic, and `headers`, `topic`; the payload may be null and the aggregate id is text.
-    Native,
 }
 
 /// What becomes of a row that Kafka has acknowledged.

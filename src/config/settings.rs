@@ -9,9 +9,12 @@ use super::keys::{self, Key, PROPERTIES, Spec};
 use super::problem::{Error, Problem};
 use super::written::{Origin, Value, Written};
 use super::{
-    Config, Database, Freshness, Http, Kafka, Log, OnPublished, Outbox, Relay, Secret, TableName,
-    database_url, file,
+    Config, Database, Freshness, Http, Kafka, Layout, LayoutKind, Log, OnPublished, Outbox, Placed,
+    Relay, Secret, TableName, database_url, file,
 };
+use crate::record::{Encoding, RESERVED};
+use crate::rewrite::Rewrite;
+use crate::route::Template;
 use crate::settle::Policies;
 use crate::sink::properties;
 
@@ -251,11 +254,13 @@ impl Settings {
     }
 
     fn outbox(&self, index: usize) -> Result<Outbox, Problem> {
+        let (layout, topic, encoding) = self.wire(index)?;
         Ok(Outbox {
             table: self.read_of(index, &keys::TABLE)?,
-            layout: self.read_of(index, &keys::LAYOUT)?,
+            layout,
             on_published: self.read_of(index, &keys::ON_PUBLISHED)?,
-            topic: self.read_of(index, &keys::TOPIC)?,
+            topic,
+            encoding,
             topics_allowed: self.read_of(index, &keys::TOPICS_ALLOWED)?,
             on_rejected: Policies {
                 usual: self.read_of(index, &keys::ON_REJECTED)?,
@@ -295,7 +300,89 @@ impl Settings {
         self.values
             .get(&(spec.section, index, spec.name))
             .cloned()
-            .or_else(|| spec.default.map(Written::default))
+            .or_else(|| self.default_of(index, spec).map(Written::default))
+    }
+
+    /// What a key is where nobody wrote it.
+    fn default_of(&self, index: usize, spec: &Spec) -> Option<&'static str> {
+        if spec.debezium.is_some()
+            && self
+                .read_of(index, &keys::LAYOUT)
+                .is_ok_and(|it| it.kind == LayoutKind::Debezium)
+        {
+            return spec.debezium;
+        }
+        spec.default
+    }
+
+    /// The columns of outbox `index`, what travels of them, and where to.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, or does not go together.
+    fn wire(&self, index: usize) -> Result<(Layout, Template, Encoding), Problem> {
+        let disagree = |spec: &Spec, text: String| {
+            let origin = self.written(index, spec).map(|written| written.origin);
+            match origin.filter(|origin| *origin != Origin::Default) {
+                Some(origin) => Problem::at(&origin, text),
+                None => Problem::at(&self.outboxes[index], text),
+            }
+        };
+        let mut layout = self.read_of(index, &keys::LAYOUT)?;
+        let headers = self.read_of(index, &keys::HEADERS)?;
+        let mut template = self.read_of(index, &keys::TOPIC)?.of_layout(&layout);
+        let pattern = self.read_of(index, &keys::TOPIC_REGEX)?;
+        if !pattern.is_empty() {
+            let replacement = self.read_of(index, &keys::TOPIC_REPLACEMENT)?;
+            let rewrite = Rewrite::parse(&pattern, &replacement).map_err(|why| {
+                disagree(
+                    &keys::TOPIC_REGEX.spec,
+                    format!("`outbox.topic_regex`: {why}"),
+                )
+            })?;
+            template = template.rewritten(rewrite);
+        }
+        if let Some(header) = headers.created_at {
+            let Some(column) = layout.created_at.clone() else {
+                return Err(disagree(
+                    &keys::HEADERS.spec,
+                    "`outbox.headers` has created_at, and the layout names no column for it"
+                        .to_owned(),
+                ));
+            };
+            layout.placed.push(Placed {
+                column,
+                header,
+                is_time: true,
+            });
+        }
+        for placed in self.read_of(index, &keys::HEADERS_FROM)? {
+            let name = &placed.header;
+            let ours = headers.of_event.iter().map(|(_, ours)| ours);
+            let taken = ours.chain(layout.placed.iter().map(|placed| &placed.header));
+            if taken.into_iter().any(|taken| taken == name) || name.starts_with(RESERVED) {
+                return Err(disagree(
+                    &keys::HEADERS_FROM.spec,
+                    format!("`outbox.headers_from`: there is a header `{name}` already"),
+                ));
+            }
+            layout.placed.push(placed);
+        }
+        layout.routing = template.columns().to_vec();
+        if layout.published_at.is_none()
+            && self.read_of(index, &keys::ON_PUBLISHED)? == OnPublished::Mark
+        {
+            return Err(disagree(
+                &keys::ON_PUBLISHED.spec,
+                "`outbox.on_published` is \"mark\", and the layout has no column to mark: take \"delete\" or \
+                 \"archive\", or name a column for published_at"
+                    .to_owned(),
+            ));
+        }
+        let encoding = Encoding {
+            headers: headers.of_event,
+            tombstone_on_empty_payload: self.read_of(index, &keys::TOMBSTONE_ON_EMPTY_PAYLOAD)?,
+        };
+        Ok((layout, template, encoding))
     }
 
     /// The URL, from itself or from its file, and that file. `None` also where it is wrong, which `problems`
@@ -436,13 +523,19 @@ impl Settings {
             }
             if let Some(written) = self.written(index, &keys::TOPICS_ALLOWED.spec)
                 && let Ok(allowed) = (keys::TOPICS_ALLOWED.read)(&written)
-                && let Ok(template) = self.read_of(index, &keys::TOPIC)
+                && let Ok((_, template, _)) = self.wire(index)
                 && let Some(topic) = template.constant().filter(|topic| !allowed.allows(topic))
             {
                 let text = format!(
                     "`outbox.topics_allowed` does not have `outbox.topic`, {topic}: every row would be parked"
                 );
                 problems.push(Problem::at(&written.origin, text));
+            }
+            // of a value that is wrong in itself this was said before
+            if let Err(problem) = self.wire(index)
+                && !problems.contains(&problem)
+            {
+                problems.push(problem);
             }
             let retention = self.written(index, &keys::RETENTION.spec);
             if let Some(retention) = retention

@@ -56,7 +56,7 @@ fn what_nobody_wrote_has_its_default() {
     assert!(config.kafka.properties.is_empty());
     let outbox = &config.outboxes[0];
     assert_eq!(outbox.table.to_string(), "public.outbox");
-    assert_eq!(outbox.layout, Layout::Classic);
+    assert_eq!(outbox.layout.kind, LayoutKind::Classic);
     assert_eq!(outbox.on_published, OnPublished::Mark);
     assert_eq!(outbox.topic.to_string(), Template::DEFAULT);
     assert_eq!(outbox.on_rejected, Policy::Block.into());
@@ -139,7 +139,7 @@ fn every_key_is_read_from_the_file() {
     );
     let outbox = &config.outboxes[0];
     assert_eq!(outbox.table.to_string(), "shop.OutBox");
-    assert_eq!(outbox.layout, Layout::Native);
+    assert_eq!(outbox.layout.kind, LayoutKind::Native);
     assert_eq!(outbox.topic.to_string(), "all");
     assert_eq!(outbox.on_rejected, Policy::DeadLetter.into());
     assert_eq!(outbox.lanes, 64);
@@ -211,11 +211,11 @@ fn what_a_key_does_not_take_is_named_with_what_it_takes() {
         ),
         (
             "layout = 'clasic'",
-            "relay.toml:7: `outbox.layout` takes \"classic\" or \"native\"; did you mean `classic`?",
+            "relay.toml:7: `outbox.layout` takes \"classic\", \"native\", \"debezium\" or a table of columns, such as { id = \"uid\", aggregate_id = \"key\", aggregate_type = \"kind\", event_type = \"name\", payload = \"body\" }; did you mean `classic`?",
         ),
         (
             "topic = '${aggregate_id}'",
-            "relay.toml:7: `outbox.topic` takes a topic, such as \"${aggregate_type:lower}-events\"; `aggregate_id` is neither `aggregate_type` nor `event_type`",
+            "relay.toml:7: `outbox.topic` takes a topic, such as \"${aggregate_type:lower}-events\"; a topic for each `aggregate_id` is not what topics are for",
         ),
         (
             "retention = 'canary-4711'",
@@ -414,7 +414,7 @@ fn the_stronger_source_wins() {
         .unwrap();
     assert_eq!(config.database.url.expose(), "postgres://flag/db");
     assert_eq!(config.kafka.brokers, "flag:1");
-    assert_eq!(config.outboxes[0].layout, Layout::Native);
+    assert_eq!(config.outboxes[0].layout.kind, LayoutKind::Native);
     assert_eq!(config.outboxes[0].on_published, OnPublished::Delete);
 }
 
