@@ -15,6 +15,9 @@ use crate::record::Encoding;
 use crate::route::{Allowed, Template};
 use crate::settle::Policies;
 
+mod debezium;
+pub use debezium::{Imported, import_debezium};
+
 mod changes;
 pub use changes::Change;
 

@@ -91,6 +91,13 @@ impl Settings {
         settings
     }
 
+    /// What a file says that has this text, and nothing else.
+    pub(super) fn of_toml(text: &str) -> Self {
+        let mut settings = Self::default();
+        file::parse("", text, &mut settings);
+        settings
+    }
+
     pub(super) fn set(&mut self, spec: &'static Spec, index: usize, written: Written) {
         self.values
             .insert((spec.section, index, spec.name), written);

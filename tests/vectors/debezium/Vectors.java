@@ -15,7 +15,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.apache.kafka.common.header.internals.RecordHeaders;
-import org.apache.kafka.connect.converters.ByteArrayConverter;
+import io.debezium.converters.BinaryDataConverter;
 import org.apache.kafka.connect.data.Decimal;
 import org.apache.kafka.connect.data.Schema;
 import org.apache.kafka.connect.data.SchemaBuilder;
@@ -107,7 +107,7 @@ public class Vectors {
     for (List<String> row : table.rows) {
       SourceRecord record = router.apply(inserted(table, row));
       Converter values = record.valueSchema() != null && record.valueSchema().type() == Schema.Type.BYTES
-          ? new ByteArrayConverter() : new StringConverter();
+          ? new BinaryDataConverter() : new StringConverter();
       values.configure(Map.of(), false);
       StringConverter keys = new StringConverter();
       keys.configure(Map.of(), true);
