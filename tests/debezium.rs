@@ -546,15 +546,15 @@ fn a_cutover_by_the_book_loses_nothing_and_repeats_what_was_not_confirmed() {
         let published = published
             .replace("0/0", &seen)
             .replace("'outbox'", &format!("'{}'", debezium.slot));
-        let ask = AssertSqlSafe(published);
-        let yet: bool = sqlx::query_scalar(ask.clone())
+        let ask = || AssertSqlSafe(published.clone());
+        let yet: bool = sqlx::query_scalar(ask())
             .fetch_one(&mut operator)
             .await
             .expect("a slot");
         assert!(!yet, "nothing was confirmed so far");
         debezium.publish(world).await;
         debezium.confirm(world, &seen).await;
-        let now: bool = sqlx::query_scalar(ask)
+        let now: bool = sqlx::query_scalar(ask())
             .fetch_one(&mut operator)
             .await
             .expect("a slot");
