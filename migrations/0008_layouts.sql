@@ -44,7 +44,7 @@ begin
     oldest_created_at := null;
     oldest_pending_age := null;
     if known.relid is not null and known.lanes > 0 and has_table_privilege(known.relid, 'select') then
-      waits := coalesce(format('t.%I is null', known.published_at), 'true');
+      waits := case when known.published_at is null then 'true' else format('t.%I is null', known.published_at) end;
       execute format(
         'select count(*) from (select from %s t where %s limit %s) x',
         known.relid::regclass, waits, rows_max + 1) into pending;
@@ -81,8 +81,8 @@ declare
   listed text;
   given text;
   rows bigint;
-  columns jsonb := (select o.columns from outbox_relay.history h join outbox_relay.outbox o on o.name = h.outbox
-                     where h.name = archive_parked.history);
+  columns jsonb := (select o.columns from outbox_relay.parked p join outbox_relay.outbox o on o.name = p.outbox
+                     where p.parked_id = any (ids) limit 1);
 begin
   columns := coalesce(columns, jsonb_build_object(
     'id', 'id', 'aggregate_type', 'aggregate_type', 'aggregate_id', 'aggregate_id', 'event_type', 'event_type',

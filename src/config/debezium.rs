@@ -435,6 +435,7 @@ impl Import {
     /// The settings of each outbox, as lines of TOML.
     fn outbox(&mut self, mut router: Router) -> String {
         let usual = Layout::of(LayoutKind::Debezium);
+        let told_type = router.0.contains_key("table.field.event.type");
         let mut take = |name: &str, or: &str| {
             router
                 .take(name)
@@ -462,6 +463,13 @@ impl Import {
             }
             false => ("aggregate_type".to_owned(), Some(by)),
         };
+        if kind.is_some() && !told_type {
+            self.leave(
+                &router.path("table.field.event.type"),
+                "it is not set: the router never reads that column, and the relay does. Name it as event_type of \
+                 `layout` if it is not `type`",
+            );
+        }
         if let Some(by) = kind {
             let columns = [
                 ("id", &id),

@@ -922,3 +922,101 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn layouts_headers_and_topics_go_together_or_say_why_not() {
+    let config = |outbox: &str| {
+        let text = format!(
+            "[database]\nurl = 'postgres://h/d'\n[kafka]\nbrokers = 'k:1'\n[[outbox]]\ntable = 'o'\n{outbox}"
+        );
+        Settings::of_text(&text, &environment(&[]), &Flags::default()).config(Purpose::Run)
+    };
+    const OWN: &str = "layout = { id = 'i', aggregate_id = 'k', aggregate_type = 't', event_type = 'e', payload = 'p' }";
+
+    let debezium = config("layout = 'debezium'").unwrap();
+    let outbox = &debezium.outboxes[0];
+    assert_eq!(outbox.on_published, OnPublished::Delete);
+    assert_eq!(outbox.topic.to_string(), "outbox.event.${aggregate_type}");
+    assert_eq!(outbox.encoding.id_header(), "id");
+    assert_eq!(outbox.encoding.headers.len(), 1);
+
+    let all = config(&format!(
+        "{OWN}\non_published = 'delete'\ntopic = '${{t}}.${{x}}.${{x:upper}}'\nheaders_from = ['x', 'y:header:z']"
+    ));
+    let layout = &all.unwrap().outboxes[0].layout;
+    assert_eq!(
+        layout.routing,
+        ["x"],
+        "the aggregate's type is known by its role"
+    );
+    let placed: Vec<_> = layout
+        .placed
+        .iter()
+        .map(|it| (&*it.column, &*it.header))
+        .collect();
+    assert_eq!(placed, [("x", "x"), ("y", "z")]);
+    assert_eq!(
+        Layout::of_kept(&layout.kept().unwrap().to_string()).as_ref(),
+        Some(layout)
+    );
+    assert_eq!(Layout::default().kept(), None);
+
+    for (outbox, why) in [
+        (
+            "layout = 'debezium'\non_published = 'mark'",
+            "no column to mark",
+        ),
+        (OWN, "no column to mark"),
+        (
+            "layout = { id = 'i' }",
+            "which column is the `aggregate_id`",
+        ),
+        ("layout = { idd = 'i' }", "did you mean `id`?"),
+        (
+            "layout = { id = 'a', aggregate_id = 'a', aggregate_type = 't', event_type = 'e', payload = 'p' }",
+            "`a` is named twice",
+        ),
+        ("headers_from = ['a:envelope']", "wrap the payload"),
+        ("headers_from = ['a:partition']", "the key gives"),
+        ("headers_from = ['a:b']", "it is no `column`"),
+        (
+            "headers_from = ['a', 'b:header:a']",
+            "there is a header `a` already",
+        ),
+        (
+            "headers_from = ['event_id']",
+            "there is a header `event_id` already",
+        ),
+        ("headers_from = ['outbox_relay_x']", "there is a header"),
+        ("headers = { event_type = 'a' }", "`event_id` is always one"),
+        (
+            "headers = { event_id = 'a', seq = 'a' }",
+            "two have the name `a`",
+        ),
+        (
+            "headers = { event_id = 'a', sek = 'b' }",
+            "did you mean `seq`?",
+        ),
+        (
+            "headers = { event_id = 'outbox_relay_id' }",
+            "does not begin with",
+        ),
+        (
+            "layout = 'debezium'\nheaders = { event_id = 'id', created_at = 'at' }",
+            "names no column for it",
+        ),
+        ("topic_regex = '(?=a)'", "lookahead"),
+        (
+            "topic_regex = '(a)'\ntopic_replacement = '$2'",
+            "no group 2",
+        ),
+        (
+            "topic = 'a'\ntopic_regex = 'a'\ntopic_replacement = 'b'\ntopics_allowed = ['a']",
+            "does not have",
+        ),
+    ] {
+        let error = config(outbox).unwrap_err().to_string();
+        assert!(error.contains(why), "{outbox}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}

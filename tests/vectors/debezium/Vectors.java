@@ -198,7 +198,7 @@ public class Vectors {
                 row("Cart", "c", "Filled", "{}", "a-b-us"),
                 row("Cart", "c", "Filled", "{}", "elsewhere"))),
         new Table("renamed",
-            smt("table.field.event.id", "uid", "table.field.event.key", "part",
+            smt("table.field.event.id", "uid", "table.field.event.key", "part", "table.field.event.type", "name",
                 "table.field.event.payload", "body", "route.by.field", "kind"),
             List.of(new Column("uid", "uuid"), new Column("kind", "text"), new Column("part", "uuid"),
                 new Column("name", "text"), new Column("body", "json")),
