@@ -19,6 +19,8 @@ pub(crate) struct Case {
 pub(crate) enum Sample {
     Drain(Drain),
     Steady(Steady),
+    /// Without a relay: each writer publishes what it has committed.
+    Direct(Steady),
     Idle,
     Postgres(Postgres),
     Kafka(Kafka),
@@ -140,7 +142,7 @@ impl Case {
     /// The builds that it is run with: one, where there is no relay in it.
     pub(crate) fn builds<'a>(&self, all: &'a [Build]) -> &'a [Build] {
         let alone = match self.sample {
-            Sample::Postgres(_) | Sample::Kafka(_) => true,
+            Sample::Postgres(_) | Sample::Kafka(_) | Sample::Direct(_) => true,
             Sample::Debezium(which) => which != Debezium::Relay,
             _ => false,
         };
@@ -254,19 +256,29 @@ fn drains() -> Vec<Case> {
 }
 
 fn steadies() -> Vec<Case> {
-    [
+    let rates = [
         ("50x1", 50, 1),
         ("500x1", 500, 1),
         ("2000x1", 2_000, 1),
         ("2000x5", 2_000, 5),
         ("20000x5", 20_000, 5),
         ("20000x1000", 20_000, 1_000),
-    ]
-    .into_iter()
-    .map(|(name, rate, rows)| {
-        Case::steady(&format!("steady/{name}"), None, rate, rows, Trouble::None)
-    })
-    .collect()
+    ];
+    let steady = |name: &str, rate, rows| Case::steady(name, None, rate, rows, Trouble::None);
+    let mut all: Vec<Case> = (rates.into_iter())
+        .map(|(name, rate, rows)| steady(&format!("steady/{name}"), rate, rows))
+        .collect();
+    for (name, rate, rows) in &rates[..3] {
+        let Sample::Steady(alone) = steady("", *rate, *rows).sample else {
+            continue;
+        };
+        all.push(Case {
+            name: format!("direct/{name}"),
+            against: Some(format!("steady/{name}")),
+            sample: Sample::Direct(alone),
+        });
+    }
+    all
 }
 
 fn bad_days() -> Vec<Case> {

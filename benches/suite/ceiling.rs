@@ -162,24 +162,32 @@ pub(crate) async fn kafka(
     stand.leave(place).await
 }
 
+/// A producer with the relay's settings, but for the requests in flight.
+pub(crate) fn producer(
+    brokers: &str,
+    in_flight: u64,
+) -> Result<ThreadedProducer<DefaultProducerContext>, KafkaError> {
+    ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set(
+            "max.in.flight.requests.per.connection",
+            in_flight.to_string(),
+        )
+        .set("partitioner", "murmur2_random")
+        .set("compression.type", "lz4")
+        .set("linger.ms", "1")
+        .create()
+}
+
 fn produce(
     brokers: &str,
     topic: &str,
     kafka: Kafka,
     numbers: std::ops::Range<u64>,
 ) -> Result<(), KafkaError> {
-    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set(
-            "max.in.flight.requests.per.connection",
-            kafka.in_flight.to_string(),
-        )
-        .set("partitioner", "murmur2_random")
-        .set("compression.type", "lz4")
-        .set("linger.ms", "1")
-        .create()?;
+    let producer = producer(brokers, kafka.in_flight)?;
     let note = "x".repeat(150);
     for number in numbers {
         let key = format!("{:08x}-0000-4000-8000-000000000000", number % 20_000);

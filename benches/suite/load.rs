@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use sqlx::PgConnection;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use crate::ceiling::producer;
 use crate::stand::{PARTITIONS, Place};
 
 /// Of an event without its filling: the key, the two headers, and what else is in the payload.
@@ -120,6 +122,10 @@ pub(crate) struct Arrival {
     pub(crate) rate: u64,
     pub(crate) rows_per_transaction: u64,
     pub(crate) lasting: Duration,
+    /// Records that are in the topic already: the consumer has read them before the first event is due.
+    pub(crate) past: u64,
+    /// Whether the writers send each event to Kafka themselves, once its commit is there.
+    pub(crate) direct: bool,
 }
 
 /// When each event was about to be committed, in nanoseconds since the first was due; 0: not yet.
@@ -134,13 +140,71 @@ impl Moments {
     }
 }
 
+/// What a writer works with.
+struct Writing<'a> {
+    connection: PgConnection,
+    aggregate_type: &'a str,
+    moments: &'a Moments,
+    direct: Option<&'a Direct>,
+}
+
+/// What the consumer says and is told.
+#[derive(Debug, Default)]
+struct Reading {
+    /// Records that are none of the events.
+    passed: AtomicU64,
+    enough: AtomicBool,
+}
+
+/// A producer in the writers' own process, set up as the relay's is: the shortest way there is from a
+/// commit to the topic, and a lossy one.
+struct Direct {
+    producer: ThreadedProducer<DefaultProducerContext>,
+    topic: String,
+}
+
+impl Direct {
+    fn new(place: &Place) -> Result<Self, String> {
+        let producer = producer(&place.brokers, 1).map_err(|error| error.to_string())?;
+        let direct = Self {
+            producer,
+            topic: place.topic.clone(),
+        };
+        // the connection is made, and what the topic has is known
+        direct.produce("warm", "{}")?;
+        let flushed = direct.producer.flush(Duration::from_secs(60));
+        flushed.map_err(|error| error.to_string())?;
+        Ok(direct)
+    }
+
+    fn send(&self, numbers: std::ops::Range<u64>) -> Result<(), String> {
+        let note = "x".repeat(150);
+        numbers.into_iter().try_for_each(|n| {
+            let key = format!("{:08x}-0000-4000-8000-000000000000", n % 20_000);
+            let payload = format!(
+                "{{\"n\": {n}, \"note\": \"{note}\", \"items\": [1, 2, 3], \"total\": {n}.5, \
+                 \"customer\": \"{n:032x}\"}}"
+            );
+            self.produce(&key, &payload)
+        })
+    }
+
+    fn produce(&self, key: &str, payload: &str) -> Result<(), String> {
+        let record = BaseRecord::to(&self.topic).key(key).payload(payload);
+        let sent = self.producer.send(record);
+        sent.map_err(|(error, _)| error.to_string())
+    }
+}
+
 /// How long events took, and how many a second were written.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Taken {
     pub(crate) events: u64,
     pub(crate) seconds: f64,
-    /// In milliseconds, ascending.
+    /// From commit to consumer, in milliseconds, ascending.
     pub(crate) ms: Vec<f64>,
+    /// Of these the commit, of each transaction, ascending.
+    pub(crate) commit_ms: Vec<f64>,
 }
 
 impl Arrival {
@@ -160,28 +224,50 @@ impl Arrival {
             began: Instant::now(),
             sent: (0..events).map(|_| AtomicU64::new(0)).collect(),
         });
-        let enough = Arc::new(AtomicBool::new(false));
-        let consumer = self.consume(place, Arc::clone(&moments), Arc::clone(&enough))?;
+        let reading = Arc::new(Reading::default());
+        let consumer = consume(place, Arc::clone(&moments), Arc::clone(&reading))?;
+        let mut connections = Vec::new();
+        for _ in 0..writers {
+            connections.push(place.connect().await?);
+        }
+        let direct = match self.direct {
+            true => Some(Arc::new(Direct::new(place)?)),
+            false => None,
+        };
+        // a consumer takes most of a second to find its partitions: no part of any event's way
+        let ready = Instant::now() + Duration::from_secs(120);
+        while reading.passed.load(Ordering::Relaxed) < self.past {
+            if Instant::now() > ready {
+                return Err("the consumer did not read what is there".to_owned());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let mut tasks = JoinSet::new();
         let began = Instant::now();
-        for writer in 0..writers {
-            let connection = place.connect().await?;
-            let (load, moments) = (self.clone(), Arc::clone(&moments));
+        for (writer, connection) in (0_u64..).zip(connections) {
+            let (load, moments, direct) = (self.clone(), Arc::clone(&moments), direct.clone());
             let aggregate_type = place.aggregate_type.clone();
             tasks.spawn(async move {
                 let every = (writer..transactions.max(1)).step_by(writers as usize);
-                load.write(connection, &aggregate_type, every, began, &moments)
-                    .await
+                let writing = Writing {
+                    connection,
+                    aggregate_type: &aggregate_type,
+                    moments: &moments,
+                    direct: direct.as_deref(),
+                };
+                load.write(writing, every, began).await
             });
         }
+        let mut commit_ms = Vec::new();
         while let Some(ended) = tasks.join_next().await {
-            ended.map_err(|error| error.to_string())??;
+            commit_ms.extend(ended.map_err(|error| error.to_string())??);
         }
+        commit_ms.sort_by(f64::total_cmp);
         let seconds = began.elapsed().as_secs_f64();
         let late = Instant::now() + Duration::from_secs(120);
         while !consumer.is_finished() {
             if Instant::now() > late {
-                enough.store(true, Ordering::Relaxed);
+                reading.enough.store(true, Ordering::Relaxed);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -194,17 +280,24 @@ impl Arrival {
             events,
             seconds,
             ms,
+            commit_ms,
         })
     }
 
+    /// Writes `transactions`, and says how many milliseconds the commit of each took.
     async fn write(
         &self,
-        mut connection: PgConnection,
-        aggregate_type: &str,
+        mut writing: Writing<'_>,
         transactions: impl Iterator<Item = u64>,
         began: Instant,
-        moments: &Moments,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<f64>, String> {
+        let Writing {
+            aggregate_type,
+            moments,
+            ..
+        } = writing;
+        let connection = &mut writing.connection;
+        let mut commit_ms = Vec::new();
         let told = |error: sqlx::Error| error.to_string();
         let rows = self.rows_per_transaction;
         let pause = Duration::from_secs_f64(rows as f64 / self.rate as f64);
@@ -228,62 +321,70 @@ impl Arrival {
                 .bind(first as i64)
                 .bind((first + rows - 1) as i64)
             };
-            if rows == 1 {
+            let committing = if rows == 1 {
                 stamp();
-                insert().execute(&mut connection).await.map_err(told)?;
+                let committing = Instant::now();
+                insert().execute(&mut *connection).await.map_err(told)?;
+                committing
             } else {
-                let mut open = sqlx::Connection::begin(&mut connection)
+                let mut open = sqlx::Connection::begin(&mut *connection)
                     .await
                     .map_err(told)?;
                 insert().execute(&mut *open).await.map_err(told)?;
                 stamp();
+                let committing = Instant::now();
                 open.commit().await.map_err(told)?;
+                committing
+            };
+            commit_ms.push(committing.elapsed().as_secs_f64() * 1e3);
+            if let Some(direct) = writing.direct {
+                direct.send(first..first + rows)?;
             }
         }
-        Ok(())
+        Ok(commit_ms)
     }
+}
 
-    /// Reads one record after the other, as soon as it is there: a poll for many that waits for them adds
-    /// its wait to every time.
-    fn consume(
-        &self,
-        place: &Place,
-        moments: Arc<Moments>,
-        enough: Arc<AtomicBool>,
-    ) -> Result<std::thread::JoinHandle<Vec<f64>>, String> {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", &place.kafka.brokers)
-            .set("group.id", "bench")
-            .set("enable.auto.commit", "false")
-            .create()
+/// Reads one record after the other, as soon as it is there: a poll for many that waits for them adds
+/// its wait to every time.
+fn consume(
+    place: &Place,
+    moments: Arc<Moments>,
+    reading: Arc<Reading>,
+) -> Result<std::thread::JoinHandle<Vec<f64>>, String> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &place.kafka.brokers)
+        .set("group.id", "bench")
+        .set("enable.auto.commit", "false")
+        .create()
+        .map_err(|error| error.to_string())?;
+    let mut all = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        // what a case has published before this has no number, and is passed over
+        all.add_partition_offset(&place.topic, partition, Offset::Beginning)
             .map_err(|error| error.to_string())?;
-        let mut all = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            // what a case has published before this has no number, and is passed over
-            all.add_partition_offset(&place.topic, partition, Offset::Beginning)
-                .map_err(|error| error.to_string())?;
-        }
-        consumer.assign(&all).map_err(|error| error.to_string())?;
-        Ok(std::thread::spawn(move || {
-            let mut ms = Vec::with_capacity(moments.sent.len());
-            while ms.len() < moments.sent.len() && !enough.load(Ordering::Relaxed) {
-                let Some(Ok(record)) = consumer.poll(Duration::from_millis(5)) else {
-                    continue;
-                };
-                let now = moments.now();
-                let number = record.payload().and_then(number_of);
-                let Some(sent) = number.and_then(|n| moments.sent.get(n)) else {
-                    continue;
-                };
-                // 0 from here on: a repeat is not another event
-                let sent = sent.swap(0, Ordering::Relaxed);
-                if sent > 0 {
-                    ms.push(now.saturating_sub(sent) as f64 / 1e6);
-                }
-            }
-            ms
-        }))
     }
+    consumer.assign(&all).map_err(|error| error.to_string())?;
+    Ok(std::thread::spawn(move || {
+        let mut ms = Vec::with_capacity(moments.sent.len());
+        while ms.len() < moments.sent.len() && !reading.enough.load(Ordering::Relaxed) {
+            let Some(Ok(record)) = consumer.poll(Duration::from_millis(5)) else {
+                continue;
+            };
+            let now = moments.now();
+            let number = record.payload().and_then(number_of);
+            let Some(sent) = number.and_then(|n| moments.sent.get(n)) else {
+                reading.passed.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            // 0 from here on: a repeat is not another event
+            let sent = sent.swap(0, Ordering::Relaxed);
+            if sent > 0 {
+                ms.push(now.saturating_sub(sent) as f64 / 1e6);
+            }
+        }
+        ms
+    }))
 }
 
 /// The member `n` of a payload, which Postgres prints first.

@@ -179,6 +179,7 @@ async fn measure(stand: &mut Stand, case: &Case, build: &Build, size: Size) -> R
     let measured = match &case.sample {
         Sample::Drain(drain) => drain::run(stand, drain, build, size, &mut row).await,
         Sample::Steady(steady) => steady::run(stand, steady, build, size, &mut row).await,
+        Sample::Direct(steady) => steady::direct(stand, steady, build, size, &mut row).await,
         Sample::Idle => steady::idle(stand, build, size, &mut row).await,
         Sample::Postgres(postgres) => {
             ceiling::postgres(stand, *postgres, build, size, &mut row).await

@@ -39,6 +39,8 @@ pub(crate) struct Row {
     pub(crate) statements: Option<f64>,
     pub(crate) rows_per_transaction: Option<f64>,
     pub(crate) latency: Option<Latency>,
+    /// Of that, the commit itself.
+    pub(crate) commit: Option<Latency>,
     /// While idle.
     pub(crate) core_percent: Option<f64>,
     /// The rate, or the other way round the median latency, as a part of what it is compared with.
@@ -137,6 +139,8 @@ impl Row {
             self.latency.map_or(String::new(), |it| {
                 format!("{:.1} / {:.1} / {:.1}", it.p50, it.p95, it.p99)
             }),
+            self.commit
+                .map_or(String::new(), |it| format!("{:.1} / {:.1}", it.p50, it.p99)),
             plain(self.core_percent, 2),
             self.note.clone(),
         ]
@@ -162,6 +166,7 @@ impl Row {
             "insert_to_consumer_ms": self.latency.map(|it| json!({
                 "p50": it.p50, "p95": it.p95, "p99": it.p99, "max": it.max,
             })),
+            "commit_ms": self.commit.map(|it| json!({ "p50": it.p50, "p99": it.p99, "max": it.max })),
             "core_percent": self.core_percent,
             "ratio": self.ratio,
             "beside_first_build": self.beside,
@@ -188,6 +193,7 @@ const COLUMNS: &[&str] = &[
     "statements",
     "rows",
     "p50 / p95 / p99 ms",
+    "commit p50 / p99 ms",
     "% of a core",
     "note",
 ];
@@ -292,7 +298,7 @@ impl Report {
                 let gap = " ".repeat(width(*column) - cell.chars().count() + 2);
                 text.push_str(&match *column {
                     0 | 1 => format!("{cell}{gap}"),
-                    14 => format!("  {cell}{gap}"),
+                    15 => format!("  {cell}{gap}"),
                     _ => format!("{gap}{cell}"),
                 });
             }
@@ -309,7 +315,7 @@ impl Report {
             format!("| {} |\n", cells.join(" | "))
         };
         let rule = wanted.iter().map(|column| match column {
-            0 | 1 | 14 => "---|",
+            0 | 1 | 15 => "---|",
             _ => "---:|",
         });
         let mut text = String::new();

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use crate::Size;
 use crate::catalog::{Steady, Trouble};
 use crate::drain::prepare;
-use crate::load::{Arrival, Backlog};
+use crate::load::{Arrival, Backlog, Taken};
 use crate::meter::{Meter, used_us};
 use crate::relays::{Build, Relay, Told, done};
 use crate::report::{Latency, Row};
@@ -42,20 +42,61 @@ pub(crate) async fn run(
         rate: steady.rate,
         rows_per_transaction: steady.rows_per_transaction,
         lasting: Duration::from_secs(size.seconds.max(1)),
+        past,
+        direct: false,
     };
     let taken = arrival.run(&place).await?;
     before
         .stop(stand, &mut place, &relays, taken.events, row)
         .await?;
-    row.events = taken.events;
-    row.seconds = taken.seconds;
-    row.rate = Some(taken.events as f64 / taken.seconds);
-    row.latency = Latency::of(&taken.ms);
+    written(&taken, row);
     relays[0].check()?;
     let [relay] = relays;
     relay.stop().await?;
     drop(pinned);
     stand.leave(place).await
+}
+
+/// Events whose writers send them to Kafka themselves: what a commit and a publish take without a relay
+/// between them.
+pub(crate) async fn direct(
+    stand: &mut Stand,
+    steady: &Steady,
+    build: &Build,
+    size: Size,
+    row: &mut Row,
+) -> Result<(), String> {
+    let mut place = stand.place(None).await?;
+    place.create("jsonb").await?;
+    let told = Told {
+        place: &place,
+        mode: steady.mode,
+    };
+    // the writers' inserts are to be the same
+    told.migrate(build)?;
+    let before = Meter::start(stand, &mut place).await?;
+    let arrival = Arrival {
+        rate: steady.rate,
+        rows_per_transaction: steady.rows_per_transaction,
+        lasting: Duration::from_secs(size.seconds.max(1)),
+        past: 1,
+        direct: true,
+    };
+    let taken = arrival.run(&place).await?;
+    before
+        .stop(stand, &mut place, &[], taken.events, row)
+        .await?;
+    written(&taken, row);
+    row.note("no relay, nothing claimed".to_owned());
+    stand.leave(place).await
+}
+
+fn written(taken: &Taken, row: &mut Row) {
+    row.events = taken.events;
+    row.seconds = taken.seconds;
+    row.rate = Some(taken.events as f64 / taken.seconds);
+    row.latency = Latency::of(&taken.ms);
+    row.commit = Latency::of(&taken.commit_ms);
 }
 
 /// What a relay uses while nothing comes.
