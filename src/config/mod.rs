@@ -15,6 +15,8 @@ use crate::record::Encoding;
 use crate::route::{Allowed, Template};
 use crate::settle::Policies;
 
+mod connector;
+
 mod debezium;
 pub use debezium::{Imported, import_debezium};
 
@@ -32,6 +34,8 @@ mod layout;
 pub use layout::{Layout, LayoutKind, Placed};
 
 mod written;
+
+mod wire;
 
 mod settings;
 pub use settings::{Flags, Purpose, Settings};

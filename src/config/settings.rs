@@ -9,12 +9,9 @@ use super::keys::{self, Key, PROPERTIES, Spec};
 use super::problem::{Error, Problem};
 use super::written::{Origin, Value, Written};
 use super::{
-    Config, Database, Freshness, Http, Kafka, Layout, LayoutKind, Log, OnPublished, Outbox, Placed,
-    Relay, Secret, TableName, database_url, file,
+    Config, Database, Freshness, Http, Kafka, LayoutKind, Log, OnPublished, Outbox, Relay, Secret,
+    TableName, database_url, file,
 };
-use crate::record::{Encoding, RESERVED};
-use crate::rewrite::Rewrite;
-use crate::route::Template;
 use crate::settle::Policies;
 use crate::sink::properties;
 
@@ -294,7 +291,7 @@ impl Settings {
     }
 
     /// The value of a key of outbox `index`, or its default.
-    fn read_of<T>(&self, index: usize, key: &Key<T>) -> Result<T, Problem> {
+    pub(super) fn read_of<T>(&self, index: usize, key: &Key<T>) -> Result<T, Problem> {
         let spec = &key.spec;
         let written = self
             .written(index, spec)
@@ -320,76 +317,6 @@ impl Settings {
             return spec.debezium;
         }
         spec.default
-    }
-
-    /// The columns of outbox `index`, what travels of them, and where to.
-    ///
-    /// # Errors
-    /// The first thing that is wrong, or does not go together.
-    fn wire(&self, index: usize) -> Result<(Layout, Template, Encoding), Problem> {
-        let disagree = |spec: &Spec, text: String| {
-            let origin = self.written(index, spec).map(|written| written.origin);
-            match origin.filter(|origin| *origin != Origin::Default) {
-                Some(origin) => Problem::at(&origin, text),
-                None => Problem::at(&self.outboxes[index], text),
-            }
-        };
-        let mut layout = self.read_of(index, &keys::LAYOUT)?;
-        let headers = self.read_of(index, &keys::HEADERS)?;
-        let mut template = self.read_of(index, &keys::TOPIC)?.of_layout(&layout);
-        let pattern = self.read_of(index, &keys::TOPIC_REGEX)?;
-        if !pattern.is_empty() {
-            let replacement = self.read_of(index, &keys::TOPIC_REPLACEMENT)?;
-            let rewrite = Rewrite::parse(&pattern, &replacement).map_err(|why| {
-                disagree(
-                    &keys::TOPIC_REGEX.spec,
-                    format!("`outbox.topic_regex`: {why}"),
-                )
-            })?;
-            template = template.rewritten(rewrite);
-        }
-        if let Some(header) = headers.created_at {
-            let Some(column) = layout.created_at.clone() else {
-                return Err(disagree(
-                    &keys::HEADERS.spec,
-                    "`outbox.headers` has created_at, and the layout names no column for it"
-                        .to_owned(),
-                ));
-            };
-            layout.placed.push(Placed {
-                column,
-                header,
-                is_time: true,
-            });
-        }
-        for placed in self.read_of(index, &keys::HEADERS_FROM)? {
-            let name = &placed.header;
-            let ours = headers.of_event.iter().map(|(_, ours)| ours);
-            let taken = ours.chain(layout.placed.iter().map(|placed| &placed.header));
-            if taken.into_iter().any(|taken| taken == name) || name.starts_with(RESERVED) {
-                return Err(disagree(
-                    &keys::HEADERS_FROM.spec,
-                    format!("`outbox.headers_from`: there is a header `{name}` already"),
-                ));
-            }
-            layout.placed.push(placed);
-        }
-        layout.routing = template.columns().to_vec();
-        if layout.published_at.is_none()
-            && self.read_of(index, &keys::ON_PUBLISHED)? == OnPublished::Mark
-        {
-            return Err(disagree(
-                &keys::ON_PUBLISHED.spec,
-                "`outbox.on_published` is \"mark\", and the layout has no column to mark: take \"delete\" or \
-                 \"archive\", or name a column for published_at"
-                    .to_owned(),
-            ));
-        }
-        let encoding = Encoding {
-            headers: headers.of_event,
-            tombstone_on_empty_payload: self.read_of(index, &keys::TOMBSTONE_ON_EMPTY_PAYLOAD)?,
-        };
-        Ok((layout, template, encoding))
     }
 
     /// The URL, from itself or from its file, and that file. `None` also where it is wrong, which `problems`
