@@ -272,7 +272,7 @@ impl Look<'_> {
                         "the column {} of {name} is {t}; its layout takes {wanted}. \
                      `outbox-relay migrate` does not change it",
                         column.name
-                    )))
+                    )));
                 }
                 Some(_) if column.not_null && nullable(&column.name) => {
                     self.wrong.push(Finding::sql(
