@@ -215,7 +215,7 @@ fn a_table_of_own_columns_keeps_its_records_through_parking_and_its_history() {
         let topic = format!("{}.cart", tenant.to_lowercase());
         world.kafka.create_topic(&topic, 1, &[]).await;
         let row = |n: i32, key: &str, tenant: Option<&str>, extra: &str| {
-            let tenant = tenant.map_or("null".to_owned(), |it| format!("'{it}'"));
+            let tenant = tenant.map_or_else(|| "null".to_owned(), |it| format!("'{it}'"));
             let id = Uuid::from_u128(u128::try_from(n).unwrap());
             format!(
                 "insert into outbox values ('{id}', '{key}', 'cart', 'Filled', '{{\"n\": {n}}}', {extra},
