@@ -43,6 +43,8 @@ pub mod event;
 
 pub mod route;
 
+pub mod rewrite;
+
 pub mod record;
 
 pub mod partition;

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::LazyLock;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -11,14 +12,14 @@ use serde_json::value::RawValue;
 use crate::event::Event;
 use crate::outcome::Reason;
 
-/// The writer's id of the event; always there, in hyphenated lower case.
+/// The header with the writer's id of the event, unless its config gives it another name.
 pub const EVENT_ID: &str = "event_id";
-/// The event's type; always there.
+/// The header with the event's type, by the same rule.
 pub const EVENT_TYPE: &str = "event_type";
 /// On a copy that somebody had published again: when, in UTC (RFC 3339).
 pub const REPLAYED_AT: &str = "outbox_relay_replayed_at";
 
-/// What the names of the relay's own headers begin with, but for the two above: no row may set one.
+/// What the names of the relay's further headers begin with: no row may set one.
 pub const RESERVED: &str = "outbox_relay_";
 /// Most headers that a row may have. Each costs the relay and every consumer far more than its few bytes.
 pub const HEADERS_MAX: usize = 1_000;
@@ -47,38 +48,120 @@ pub struct Header<'a> {
     pub value: Option<Cow<'a, [u8]>>,
 }
 
-impl<'a> Record<'a> {
+/// What is made of a row: which of its columns travel as headers, by which names, and what is a tombstone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// The relay's own headers in the order they are sent; the event's id is always one.
+    pub headers: Vec<(Standard, String)>,
+    /// Whether a payload of nothing but white space is a tombstone, as a null one is.
+    pub tombstone_on_empty_payload: bool,
+}
+
+/// What the relay itself can say of an event in a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standard {
+    /// The writer's id of the event, in hyphenated lower case.
+    EventId,
+    /// What happened.
+    EventType,
+    /// The kind of aggregate.
+    AggregateType,
+    /// The event's place in the outbox, in decimal.
+    Seq,
+}
+
+impl Default for Encoding {
+    fn default() -> Self {
+        Self {
+            headers: vec![
+                (Standard::EventId, EVENT_ID.to_owned()),
+                (Standard::EventType, EVENT_TYPE.to_owned()),
+            ],
+            tombstone_on_empty_payload: false,
+        }
+    }
+}
+
+impl Encoding {
+    /// The name of the header with the event's id.
+    #[must_use]
+    pub fn id_header(&self) -> &str {
+        let id = self.headers.iter().find(|(it, _)| *it == Standard::EventId);
+        id.map_or(EVENT_ID, |(_, name)| name)
+    }
+
     /// The record of `event` in `topic`.
     ///
     /// # Errors
     /// The reason to park the row: it has no aggregate id, or headers Kafka cannot carry.
-    pub fn encode(event: &'a Event, topic: Cow<'a, str>) -> Result<Self, Reason> {
+    pub fn record<'a>(
+        &'a self,
+        event: &'a Event,
+        topic: Cow<'a, str>,
+    ) -> Result<Record<'a>, Reason> {
         let Some(key) = event.aggregate_id.as_deref() else {
             return Err(Reason::new(
                 "no_aggregate_id",
                 "the row's aggregate id is null: it has no key to keep its order by",
             ));
         };
-        let id = event.id.hyphenated().to_string().into_bytes();
-        let mut headers = vec![
-            Header {
-                name: EVENT_ID.into(),
-                value: Some(id.into()),
-            },
-            Header {
-                name: EVENT_TYPE.into(),
-                value: Some(event.event_type.as_bytes().into()),
-            },
-        ];
-        if let Some(json) = &event.headers {
-            own_headers(json, &mut headers)?;
+        let mut headers = Vec::with_capacity(self.headers.len());
+        for (what, name) in &self.headers {
+            let value: Cow<'a, [u8]> = match what {
+                Standard::EventId => event.id.hyphenated().to_string().into_bytes().into(),
+                Standard::EventType => event.event_type.as_bytes().into(),
+                Standard::AggregateType => event.aggregate_type.as_bytes().into(),
+                Standard::Seq => event.seq.to_string().into_bytes().into(),
+            };
+            headers.push(Header {
+                name: name.as_str().into(),
+                value: Some(value),
+            });
         }
-        Ok(Self {
+        if let Some(json) = &event.headers {
+            self.row_headers(json, &mut headers)?;
+        }
+        let payload = event.payload.as_deref();
+        let value = payload.filter(|payload| {
+            // what Java's `String.trim` takes away
+            !self.tombstone_on_empty_payload || payload.iter().any(|byte| *byte > b' ')
+        });
+        Ok(Record {
             topic,
             key: key.as_bytes().into(),
-            value: event.payload.as_deref().map(Cow::Borrowed),
+            value: value.map(Cow::Borrowed),
             headers,
         })
+    }
+
+    /// Adds what the row brings: its own object of headers, or that and the columns placed as headers, as
+    /// [`own_headers`] and the claim have them: `[{own} or null, {placed}]`.
+    fn row_headers<'a>(&self, json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
+        if !json.starts_with('[') {
+            return self.own_headers(json, headers);
+        }
+        let (own, placed): (Option<&'a RawValue>, Members<'a>) =
+            serde_json::from_str(json).map_err(|_| not_an_object())?;
+        self.members(placed, headers)?;
+        match own {
+            Some(own) => self.own_headers(own.get(), headers),
+            None => Ok(()),
+        }
+    }
+
+    fn is_ours(&self, name: &str) -> bool {
+        name.starts_with(RESERVED) || self.headers.iter().any(|(_, ours)| ours == name)
+    }
+}
+
+impl<'a> Record<'a> {
+    /// The record of `event` in `topic`, with the headers that every record has by default.
+    ///
+    /// # Errors
+    /// As of [`Encoding::record`].
+    pub fn encode(event: &'a Event, topic: Cow<'a, str>) -> Result<Self, Reason> {
+        static USUAL: LazyLock<Encoding> = LazyLock::new(Encoding::default);
+        USUAL.record(event, topic)
     }
 
     /// The same record, with a header that says it was published again `at` some time.
@@ -130,51 +213,72 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Adds the row's own headers: a JSON object, each member one header, in the order Postgres printed
-/// them. A string travels as its text, null as a null value, anything else as its JSON text.
-fn own_headers<'a>(json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
-    let bad = |text: String| Reason::new("bad_header", text);
-    let members: Members<'a> = serde_json::from_str(json)
-        .map_err(|_| bad("the row's headers are not a JSON object".to_owned()))?;
-    if members.0.len() > HEADERS_MAX {
-        return Err(bad(format!(
-            "the row has {} headers; {HEADERS_MAX} are the most",
-            members.0.len()
-        )));
+impl Encoding {
+    /// Adds the row's own headers: a JSON object, each member one header, in the order Postgres printed
+    /// them.
+    fn own_headers<'a>(&self, json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
+        let members = serde_json::from_str(json).map_err(|_| not_an_object())?;
+        self.members(members, headers)
     }
-    for (name, raw) in members.0 {
-        if name.is_empty() || name.contains('\0') {
-            return Err(bad(
-                "a header of the row has an empty name or one with a NUL".to_owned(),
-            ));
-        }
-        if name.len() > HEADER_NAME_BYTES_MAX {
+
+    fn members<'a>(
+        &self,
+        members: Members<'a>,
+        headers: &mut Vec<Header<'a>>,
+    ) -> Result<(), Reason> {
+        if members.0.len() > HEADERS_MAX {
             return Err(bad(format!(
-                "a header of the row has a name of {} bytes; {HEADER_NAME_BYTES_MAX} are the most",
-                name.len()
+                "the row has {} headers; {HEADERS_MAX} are the most",
+                members.0.len()
             )));
         }
-        if name == EVENT_ID || name == EVENT_TYPE || name.starts_with(RESERVED) {
-            return Err(bad(format!(
-                "the row sets the header `{name}`, and only the relay sets such"
-            )));
-        }
-        let text = raw.get();
-        let value: Option<Cow<'a, [u8]>> = match text.as_bytes().first() {
-            Some(b'n') => None,
-            Some(b'"') => {
-                let Text(string) = serde_json::from_str(text)
-                    .map_err(|_| bad(format!("the row's header `{name}` is not valid text")))?;
-                Some(match string {
-                    Cow::Borrowed(s) => s.as_bytes().into(),
-                    Cow::Owned(s) => s.into_bytes().into(),
-                })
+        for (name, raw) in members.0 {
+            if name.is_empty() || name.contains('\0') {
+                return Err(bad(
+                    "a header of the row has an empty name or one with a NUL".to_owned(),
+                ));
             }
-            _ => Some(text.as_bytes().into()),
-        };
-        headers.push(Header { name, value });
+            if name.len() > HEADER_NAME_BYTES_MAX {
+                return Err(bad(format!(
+                    "a header of the row has a name of {} bytes; {HEADER_NAME_BYTES_MAX} are the most",
+                    name.len()
+                )));
+            }
+            if self.is_ours(&name) {
+                return Err(bad(format!(
+                    "the row sets the header `{name}`, and only the relay sets such"
+                )));
+            }
+            let value = header_value(&name, raw)?;
+            headers.push(Header { name, value });
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// A string travels as its text, null as a null value, anything else as its JSON text.
+fn header_value<'a>(name: &str, raw: &'a RawValue) -> Result<Option<Cow<'a, [u8]>>, Reason> {
+    let text = raw.get();
+    Ok(match text.as_bytes().first() {
+        Some(b'n') => None,
+        Some(b'"') => {
+            let Text(string) = serde_json::from_str(text)
+                .map_err(|_| bad(format!("the row's header `{name}` is not valid text")))?;
+            Some(match string {
+                Cow::Borrowed(s) => s.as_bytes().into(),
+                Cow::Owned(s) => s.into_bytes().into(),
+            })
+        }
+        _ => Some(text.as_bytes().into()),
+    })
+}
+
+fn bad(text: String) -> Reason {
+    Reason::new("bad_header", text)
+}
+
+fn not_an_object() -> Reason {
+    bad("the row's headers are not a JSON object".to_owned())
 }
 
 /// The members of a JSON object as they stand in the text: in order, values unread.

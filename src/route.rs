@@ -7,6 +7,7 @@ use std::fmt;
 use crate::config::{Layout, Outbox};
 use crate::event::Event;
 use crate::outcome::Reason;
+use crate::rewrite::Rewrite;
 
 /// The class of [`Reason`] of a row whose topic is none of [`Allowed`].
 pub const NOT_ALLOWED: &str = "topic_not_allowed";
@@ -137,9 +138,24 @@ impl Router {
         event_type: &str,
         own: Option<&'a str>,
     ) -> Result<Cow<'a, str>, Reason> {
+        let read;
+        let (own, columns) = match own {
+            // no topic begins so: it is the row's own topic and the columns that the template names
+            Some(text) if text.starts_with('[') => match Routing::parse(text) {
+                Some(Routing { own, columns }) => {
+                    read = columns;
+                    (own.map(Cow::Owned), read.as_slice())
+                }
+                None => (Some(Cow::Borrowed(text)), [].as_slice()),
+            },
+            own => (own.map(Cow::Borrowed), [].as_slice()),
+        };
         let topic = match own {
-            Some(own) => Cow::Borrowed(own),
-            None => Cow::Owned(self.template.fill(aggregate_type, event_type)),
+            Some(own) => own,
+            None => {
+                let filled = self.template.fill(aggregate_type, event_type, columns);
+                Cow::Owned(filled.map_err(|why| Reason::new("illegal_topic", why))?)
+            }
         };
         match illegal(&topic) {
             None if self.allowed.allows(&topic) => Ok(topic),
@@ -156,12 +172,25 @@ impl Router {
 
     /// Says how rows of `layout` are routed, so that two relays of a table can tell that they agree.
     #[must_use]
-    pub fn fingerprint(&self, layout: Layout) -> String {
-        let layout = match layout {
-            Layout::Classic => "classic",
-            Layout::Native => "native",
-        };
+    pub fn fingerprint(&self, layout: &Layout) -> String {
+        let layout = layout.fingerprint();
         format!("layout={layout} topic={} key=aggregate_id", self.template)
+    }
+}
+
+/// What a row is routed by beside its types, where the template names further columns: the claim writes
+/// it as a JSON list, `["own topic or null", "column", …]`.
+struct Routing {
+    own: Option<String>,
+    columns: Vec<Option<String>>,
+}
+
+impl Routing {
+    fn parse(text: &str) -> Option<Self> {
+        let mut all: Vec<Option<String>> = serde_json::from_str(text).ok()?;
+        let columns = all.split_off(all.len().min(1));
+        let own = all.pop()?;
+        Some(Self { own, columns })
     }
 }
 
@@ -263,12 +292,18 @@ impl TopicPattern {
 
 /// A topic name with places to fill: `${aggregate_type:lower}-events`.
 ///
-/// The fields are `aggregate_type` and `event_type`, as they are or with `:lower` or `:upper`. The
-/// aggregate's id is no field: a topic for each aggregate is not what topics are for.
+/// The fields are `aggregate_type`, `event_type` and any other column of the table, as they are or with
+/// `:lower` or `:upper`. The aggregate's id is no field: a topic for each aggregate is not what topics are
+/// for. What comes out may be rewritten by a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     text: String,
     parts: Vec<Part>,
+    /// The columns that parts name, each once.
+    columns: Vec<String>,
+    rewrite: Option<Rewrite>,
+    /// The topic, if it is one for all rows.
+    constant: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -281,6 +316,8 @@ enum Part {
 enum Field {
     AggregateType,
     EventType,
+    /// By its place in [`Template::columns`].
+    Column(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,7 +336,7 @@ impl Template {
     /// # Errors
     /// One sentence on what is wrong with `text`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut parts = Vec::new();
+        let (mut parts, mut columns) = (Vec::new(), Vec::<String>::new());
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("${") {
             let (name, after) = after
@@ -319,10 +356,20 @@ impl Template {
             let field = match name {
                 "aggregate_type" => Field::AggregateType,
                 "event_type" => Field::EventType,
+                "aggregate_id" => {
+                    return Err(
+                        "a topic for each `aggregate_id` is not what topics are for".to_owned()
+                    );
+                }
+                _ if name.is_empty() || name.contains(['$', '{', '\0']) => {
+                    return Err("a `${}` names no column".to_owned());
+                }
                 _ => {
-                    return Err(format!(
-                        "`{name}` is neither `aggregate_type` nor `event_type`"
-                    ));
+                    let known = columns.iter().position(|it| it == name);
+                    Field::Column(known.unwrap_or_else(|| {
+                        columns.push(name.to_owned());
+                        columns.len() - 1
+                    }))
                 }
             };
             parts.push(Part::Field(field, case));
@@ -334,9 +381,15 @@ impl Template {
         if parts.is_empty() {
             return Err("it is empty".into());
         }
-        if let Some(c) = parts
-            .iter()
-            .filter_map(Part::text)
+        let mut template = Self {
+            text: text.to_owned(),
+            parts,
+            columns,
+            rewrite: None,
+            constant: None,
+        };
+        if let Some(c) = template
+            .text_parts()
             .flat_map(str::chars)
             .find(|c| !legal(*c))
         {
@@ -344,26 +397,80 @@ impl Template {
                 "it has the character {c:?}; Kafka takes a-z A-Z 0-9 . _ -"
             ));
         }
-        Ok(Self {
-            text: text.to_owned(),
-            parts,
-        })
+        template.constant = template.find_constant();
+        Ok(template)
+    }
+
+    /// The same, for a table of `layout`: columns that it has a name for are called by that, and a template
+    /// that needs no further column asks the table for none.
+    #[must_use]
+    pub fn of_layout(mut self, layout: &Layout) -> Self {
+        let mut columns = Vec::new();
+        for part in &mut self.parts {
+            let Part::Field(field @ Field::Column(_), _) = part else {
+                continue;
+            };
+            let Field::Column(i) = *field else { continue };
+            let name = &self.columns[i];
+            *field = if *name == layout.aggregate_type {
+                Field::AggregateType
+            } else if *name == layout.event_type {
+                Field::EventType
+            } else {
+                let known = columns.iter().position(|it| it == name);
+                Field::Column(known.unwrap_or_else(|| {
+                    columns.push(name.clone());
+                    columns.len() - 1
+                }))
+            };
+        }
+        self.columns = columns;
+        self
+    }
+
+    /// The same, with what comes out rewritten.
+    #[must_use]
+    pub fn rewritten(mut self, rewrite: Rewrite) -> Self {
+        self.rewrite = Some(rewrite);
+        self.constant = self.find_constant();
+        self
+    }
+
+    /// The columns beside the types that it names.
+    #[must_use]
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    fn text_parts(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(Part::text)
+    }
+
+    fn find_constant(&self) -> Option<String> {
+        match (self.parts.as_slice(), &self.rewrite) {
+            ([Part::Text(topic)], None) => Some(topic.clone()),
+            ([Part::Text(topic)], Some(rewrite)) => Some(rewrite.apply(topic)),
+            _ => None,
+        }
     }
 
     /// The topic, if it is one for all rows.
     #[must_use]
     pub fn constant(&self) -> Option<&str> {
-        match self.parts.as_slice() {
-            [Part::Text(topic)] => Some(topic),
-            _ => None,
-        }
+        self.constant.as_deref()
     }
 
     /// A pattern of the topics that it gives.
     #[must_use]
     pub fn pattern(&self) -> String {
-        let parts = self.parts.iter();
-        parts.map(|part| part.text().unwrap_or("*")).collect()
+        match (&self.constant, &self.rewrite) {
+            (Some(topic), _) => topic.clone(),
+            (None, Some(_)) => "*".to_owned(),
+            (None, None) => {
+                let parts = self.parts.iter();
+                parts.map(|part| part.text().unwrap_or("*")).collect()
+            }
+        }
     }
 
     /// Whether a row could be routed to `topic`: each field may have filled in anything.
@@ -372,15 +479,35 @@ impl Template {
         TopicPattern(self.pattern()).fits(topic)
     }
 
-    fn fill(&self, aggregate_type: &str, event_type: &str) -> String {
+    fn fill(
+        &self,
+        aggregate_type: &str,
+        event_type: &str,
+        columns: &[Option<String>],
+    ) -> Result<String, String> {
         let mut topic = String::with_capacity(self.text.len() + aggregate_type.len());
         for part in &self.parts {
             match part {
                 Part::Text(text) => topic.push_str(text),
                 Part::Field(field, case) => {
-                    let value = match field {
+                    let value = match *field {
                         Field::AggregateType => aggregate_type,
                         Field::EventType => event_type,
+                        Field::Column(i) => match columns.get(i) {
+                            Some(Some(value)) => value,
+                            Some(None) => {
+                                return Err(format!(
+                                    "the row's column {} is null, and its topic is made of it",
+                                    self.columns[i]
+                                ));
+                            }
+                            None => {
+                                return Err(format!(
+                                    "the row was parked when its topic was not made of the column {}",
+                                    self.columns[i]
+                                ));
+                            }
+                        },
                     };
                     match case {
                         Case::Kept => topic.push_str(value),
@@ -390,7 +517,10 @@ impl Template {
                 }
             }
         }
-        topic
+        Ok(match &self.rewrite {
+            Some(rewrite) => rewrite.apply(&topic),
+            None => topic,
+        })
     }
 }
 
@@ -405,7 +535,11 @@ impl Part {
 
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        match &self.rewrite {
+            Some(rewrite) => write!(f, " {rewrite}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -576,6 +710,7 @@ mod tests {
             ("", "empty"),
             ("${aggregate_type", "closing"),
             ("${aggregate_id}", "aggregate_id"),
+            ("${}", "no column"),
             ("${event_type:title}", ":title"),
             ("order events", "' '"),
         ];

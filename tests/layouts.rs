@@ -8,7 +8,7 @@ use crate::support::writers::{Ledger, Load, one};
 use crate::support::{self, World, topic_of};
 
 #[test]
-fn one_process_serves_both_layouts_in_every_mode() {
+fn one_process_serves_all_layouts_in_every_mode() {
     support::run(async |world| {
         let mut outboxes = Vec::new();
         for layout in [Layout::Classic, Layout::Native] {
@@ -16,6 +16,10 @@ fn one_process_serves_both_layouts_in_every_mode() {
                 let table = format!("{}_{}", layout.name(), mode.name());
                 outboxes.push(Outbox::new(&table, layout, mode));
             }
+        }
+        for mode in [OnPublished::Delete, OnPublished::Archive] {
+            let table = format!("debezium_{}", mode.name());
+            outboxes.push(Outbox::new(&table, Layout::Debezium, mode));
         }
         let all: Vec<_> = outboxes.iter().collect();
         for outbox in &all {

@@ -8,6 +8,7 @@ mod check;
 mod config_cli;
 mod cost;
 mod crash;
+mod debezium;
 mod delivery;
 mod deploy;
 mod emit;

@@ -23,10 +23,10 @@ struct Pages {
 impl Pages {
     async fn new(world: &World) -> Self {
         let name = TableName::parse("outbox").unwrap();
-        let (layout, mark) = (config::Layout::Classic, config::OnPublished::Mark);
+        let (layout, mark) = (config::Layout::default(), config::OnPublished::Mark);
         Self {
             connection: PgConnection::connect(&world.database_url).await.unwrap(),
-            statements: hot_statements(&name, layout, mark, LANES),
+            statements: hot_statements(&name, &layout, mark, LANES),
         }
     }
 

@@ -111,7 +111,7 @@ fn faults(statement: &str, table: &str, plan: &str) -> Vec<String> {
 async fn explain(world: &World, table: &str, state: &str, all: &mut Vec<String>) {
     let name = TableName::parse(table).unwrap();
     let mut connection = PgConnection::connect(&world.database_url).await.unwrap();
-    let statements = |on_published| hot_statements(&name, Layout::Classic, on_published, LANES);
+    let statements = |on_published| hot_statements(&name, &Layout::default(), on_published, LANES);
     let (mark, delete, archive) = (
         statements(OnPublished::Mark),
         statements(OnPublished::Delete),

@@ -10,6 +10,8 @@ use std::time::Duration;
 mod line;
 pub use line::{Level, Line, Names, shell, worst};
 
+mod table;
+
 pub mod postgres;
 
 pub mod kafka;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::is_direct;
 use super::line::{Level, Line, shell};
-use crate::config::{Config, Layout, OnPublished, Outbox, TableName};
+use super::table::create;
+use crate::config::{Config, OnPublished, Outbox};
 use crate::finding::Fix;
 use crate::route;
 use crate::source::{
@@ -316,7 +317,7 @@ pub fn inspected(outbox: &Outbox, inspected: &Inspected) -> Vec<Line> {
     let mut lines = Vec::new();
     if !inspected.exists {
         let why = "the table does not exist yet; the service's own migrations create it";
-        lines.push(Line::fail("table", why).sql(create(&outbox.table, outbox.layout)));
+        lines.push(Line::fail("table", why).sql(create(&outbox.table, &outbox.layout)));
     }
     let mut skipped = Vec::new();
     for (item, well) in INSPECTED {
@@ -340,25 +341,6 @@ pub fn inspected(outbox: &Outbox, inspected: &Inspected) -> Vec<Line> {
         lines.push(Line::skip(first, why));
     }
     lines
-}
-
-/// The statement that makes a table as the README has it.
-fn create(table: &TableName, layout: Layout) -> String {
-    let table = quote_table(table);
-    let columns = match layout {
-        Layout::Classic => {
-            "aggregate_id uuid not null, aggregate_type text not null, event_type text not null, \
-             payload jsonb not null"
-        }
-        Layout::Native => {
-            "aggregate_id text, aggregate_type text not null, event_type text not null, payload jsonb, \
-             headers jsonb, topic text"
-        }
-    };
-    format!(
-        "create table {table} (id uuid primary key default gen_random_uuid(), {columns}, \
-         created_at timestamptz not null default now(), published_at timestamptz);"
-    )
 }
 
 /// Whether the relay's own schema is as new as this build.

@@ -93,7 +93,7 @@ async fn tell(args: &Args, config: &Config, outbox: &Outbox, found: &Whereabouts
                 told["published_at"] = at.as_str().into();
                 told["history"] = row.history.clone().into();
                 if let (Ok(topic), false) = (topic, args.no_kafka) {
-                    told["kafka"] = in_kafka(args, config, row, topic).await;
+                    told["kafka"] = in_kafka(args, config, outbox, row, topic).await;
                 }
             }
         }
@@ -147,13 +147,20 @@ fn pending(told: &mut Value, row: &OutboxRow, found: &Whereabouts, topic: Option
     }
 }
 
-async fn in_kafka(args: &Args, config: &Config, row: &OutboxRow, topic: String) -> Value {
+async fn in_kafka(
+    args: &Args,
+    config: &Config,
+    outbox: &Outbox,
+    row: &OutboxRow,
+    topic: String,
+) -> Value {
     if config.kafka.brokers.is_empty() {
         return json!({ "looked": false, "why": "the config has no brokers" });
     }
     let wanted = Search {
         topic,
         key: row.event.key().as_bytes().to_vec(),
+        id_header: outbox.encoding.id_header().to_owned(),
         event_id: args.id.to_string(),
         from_ms: row
             .published_ms

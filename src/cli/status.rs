@@ -215,7 +215,7 @@ async fn pauses(config: &Config) -> Result<Vec<Pause>, Error> {
 async fn sample(config: &Config, known: &KnownTable) -> Result<Option<Sample>, Error> {
     match &known.table {
         Some(table) if known.lanes > 0 => {
-            let sampler = Sampler::new(&config.database, table, known.layout, known.lanes);
+            let sampler = Sampler::new(&config.database, table, &known.layout, known.lanes);
             sampler?.sample().await.map(Some)
         }
         _ => Ok(None),

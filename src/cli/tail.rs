@@ -16,6 +16,7 @@ use super::parked::plain;
 use super::{Exit, complain, fail, say};
 use crate::config::Config;
 use crate::ops::signals::StopSignals;
+use crate::record::{Encoding, Standard};
 use crate::relay::chain;
 use crate::route;
 use crate::sink::reader::{Error, Reader, Seen, Start};
@@ -91,12 +92,14 @@ pub async fn run(args: Args, config: Config) -> Exit {
             topics: args.topic.clone(),
             keys: args.key.clone(),
             event_types: args.event_type.clone(),
+            named: Named::of(&config),
         },
         payload: args.payload,
     };
     let told = Arc::clone(&stop);
     let reading = tokio::task::spawn_blocking(move || past.read(&told, &found));
     let mut created = Created::new(&config).ok();
+    let named = Named::of(&config);
     let mut exit = Exit::Ok;
     loop {
         let batch = tokio::select! {
@@ -104,7 +107,7 @@ pub async fn run(args: Args, config: Config) -> Exit {
             () = signals.next() => break,
         };
         let Some(batch) = batch else { break };
-        let text = tell(&args, &mut created, &batch).await;
+        let text = tell(&args, &named, &mut created, &batch).await;
         exit = say(&text);
         if exit != Exit::Ok {
             break;
@@ -136,13 +139,33 @@ struct Filter {
     topics: Vec<String>,
     keys: Vec<String>,
     event_types: Vec<String>,
+    named: Named,
+}
+
+/// What the relays of a config call their headers.
+#[derive(Debug, Clone)]
+struct Named(Vec<(Standard, String)>);
+
+impl Named {
+    fn of(config: &Config) -> Self {
+        let usual = Encoding::default();
+        let encodings = (config.outboxes.iter()).map(|outbox| &outbox.encoding);
+        let all = encodings.chain([&usual]).flat_map(|it| it.headers.clone());
+        Self(all.collect())
+    }
+
+    /// What the header says that is `what`.
+    fn get<'a>(&self, what: Standard, seen: &'a Seen) -> Option<&'a str> {
+        let mut names = self.0.iter().filter(|(it, _)| *it == what);
+        names.find_map(|(_, name)| seen.header(name))
+    }
 }
 
 impl Filter {
     fn passes(&self, seen: &Seen) -> bool {
         let key = seen.key.as_deref().unwrap_or_default();
         let of_key = self.keys.is_empty() || self.keys.iter().any(|it| it.as_bytes() == key);
-        let event_type = seen.header("event_type");
+        let event_type = self.named.get(Standard::EventType, seen);
         let of_type = self.event_types.is_empty()
             || (self.event_types.iter()).any(|it| Some(it.as_str()) == event_type);
         of_key && of_type
@@ -224,8 +247,8 @@ fn newest(seen: &mut VecDeque<Seen>, limit: usize) {
 }
 
 /// The lines for a batch, with how long each event took, where its row tells when it was written.
-async fn tell(args: &Args, created: &mut Option<Created>, batch: &[Seen]) -> String {
-    let ids: Vec<Uuid> = batch.iter().filter_map(id).collect();
+async fn tell(args: &Args, named: &Named, created: &mut Option<Created>, batch: &[Seen]) -> String {
+    let ids: Vec<Uuid> = batch.iter().filter_map(|seen| id(named, seen)).collect();
     let mut known = std::collections::HashMap::new();
     if let Some(source) = created {
         match source.of(&ids).await {
@@ -242,17 +265,17 @@ async fn tell(args: &Args, created: &mut Option<Created>, batch: &[Seen]) -> Str
             reason = "milliseconds since 1970 fit a float"
         )]
         let published_ms = seen.time_ms? as f64;
-        Some(published_ms - known.get(&id(seen)?)?)
+        Some(published_ms - known.get(&id(named, seen)?)?)
     };
     let line = |seen: &Seen| match args.json {
-        true => format!("{}\n", object(seen, latency(seen))),
-        false => text(seen, latency(seen)),
+        true => format!("{}\n", object(named, seen, latency(seen))),
+        false => text(named, seen, latency(seen)),
     };
     batch.iter().map(line).collect()
 }
 
-fn id(seen: &Seen) -> Option<Uuid> {
-    seen.header("event_id")?.parse().ok()
+fn id(named: &Named, seen: &Seen) -> Option<Uuid> {
+    named.get(Standard::EventId, seen)?.parse().ok()
 }
 
 fn time(seen: &Seen) -> Option<String> {
@@ -262,13 +285,13 @@ fn time(seen: &Seen) -> Option<String> {
 }
 
 /// For people.
-fn text(seen: &Seen, latency_ms: Option<f64>) -> String {
+fn text(named: &Named, seen: &Seen, latency_ms: Option<f64>) -> String {
     let none = || "-".to_owned();
     let key = seen
         .key
         .as_deref()
         .map(|key| plain(&String::from_utf8_lossy(key)));
-    let header = |name: &str| seen.header(name).map_or_else(none, plain);
+    let header = |what| named.get(what, seen).map_or_else(none, plain);
     let size = seen
         .value_bytes
         .map_or_else(|| "tombstone".to_owned(), |it| format!("{it} B"));
@@ -278,9 +301,9 @@ fn text(seen: &Seen, latency_ms: Option<f64>) -> String {
         plain(&seen.topic),
         seen.partition,
         seen.offset,
-        header("event_type"),
+        header(Standard::EventType),
         key.unwrap_or_else(none),
-        header("event_id"),
+        header(Standard::EventId),
         latency_ms.map_or_else(none, |ms| format!("{ms:.0} ms")),
     );
     if let Some(value) = &seen.value {
@@ -294,7 +317,7 @@ fn text(seen: &Seen, latency_ms: Option<f64>) -> String {
 }
 
 /// For machines.
-fn object(seen: &Seen, latency_ms: Option<f64>) -> Value {
+fn object(named: &Named, seen: &Seen, latency_ms: Option<f64>) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let headers =
         (seen.headers.iter()).map(|(name, value)| json!([name, value.as_deref().map(text)]));
@@ -303,9 +326,9 @@ fn object(seen: &Seen, latency_ms: Option<f64>) -> Value {
         "topic": seen.topic,
         "partition": seen.partition,
         "offset": seen.offset,
-        "event_type": seen.header("event_type"),
+        "event_type": named.get(Standard::EventType, seen),
         "key": seen.key.as_deref().map(text),
-        "event_id": seen.header("event_id"),
+        "event_id": named.get(Standard::EventId, seen),
         "latency_ms": latency_ms.map(f64::round),
         "headers": headers.collect::<Vec<_>>(),
         "value_bytes": seen.value_bytes,
@@ -335,6 +358,10 @@ config.";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn named() -> Named {
+        Named(Encoding::default().headers)
+    }
 
     fn seen(partition: i32, offset: i64, time_ms: i64) -> Seen {
         Seen {
@@ -368,15 +395,15 @@ mod tests {
     fn a_line_has_what_tells_events_apart_and_cannot_steer_a_terminal() {
         let mut event = seen(3, 42, 1_700_000_000_123);
         assert_eq!(
-            text(&event, Some(12.4)),
+            text(&named(), &event, Some(12.4)),
             "2023-11-14T22:13:20.123Z  t[3]@42  Created  a\\u{1b}b  x  12 ms  2 B\n"
         );
         event.value_bytes = None;
-        assert!(text(&event, None).ends_with("x  -  tombstone\n"));
+        assert!(text(&named(), &event, None).ends_with("x  -  tombstone\n"));
         event.value = Some(vec![0xff]);
-        assert_eq!(object(&event, None)["value_base64"], "/w==");
+        assert_eq!(object(&named(), &event, None)["value_base64"], "/w==");
         event.value = Some(b"{}".to_vec());
-        let object = object(&event, Some(0.6));
+        let object = object(&named(), &event, Some(0.6));
         assert_eq!(
             (&object["value"], &object["latency_ms"]),
             (&"{}".into(), &1.0.into())
@@ -389,6 +416,7 @@ mod tests {
             topics: Vec::new(),
             keys: keys.iter().map(ToString::to_string).collect(),
             event_types: types.iter().map(ToString::to_string).collect(),
+            named: named(),
         };
         let event = seen(0, 0, 0);
         assert!(filter(&[], &[]).passes(&event));

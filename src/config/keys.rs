@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::written::{Reading, Written};
-use super::{Layout, LogFormat, OnPublished, Secret, TableName, database_url};
+use super::written::{Reading, StandardHeaders, Written};
+use super::{Layout, LogFormat, OnPublished, Placed, Secret, TableName, database_url};
+use crate::rewrite::Rewrite;
 use crate::route::{self, Allowed, Template};
 use crate::settle::Policy;
 
@@ -26,6 +27,8 @@ pub(super) struct Spec {
     pub(super) takes: &'static str,
     /// The value where nobody writes one, as text.
     pub(super) default: Option<&'static str>,
+    /// The same with `layout = "debezium"`, where that differs: what Debezium's event router does.
+    pub(super) debezium: Option<&'static str>,
     /// A value to show where there is no default.
     pub(super) example: &'static str,
     /// Variables that mean this key besides `OUTBOX_RELAY__SECTION__NAME`.
@@ -49,6 +52,7 @@ impl Spec {
             name,
             takes,
             default: None,
+            debezium: None,
             example: "",
             variables: &[],
             flag: None,
@@ -240,26 +244,83 @@ keys! {
 
     /// Which columns the table has. classic: id, aggregate_id, aggregate_type, event_type,
     /// payload, created_at, published_at. native: those and headers, topic; its payload may be
-    /// null.
-    LAYOUT: Layout = |w| w.choice(&[("classic", Layout::Classic), ("native", Layout::Native)]), Spec {
+    /// null. debezium: id, aggregatetype, aggregateid, type, payload, and on_published, topic and headers
+    /// as Debezium's event router has them. Columns by other names: a table that says which column is
+    /// the id, aggregate_id, aggregate_type, event_type, payload and, if there are such, headers, topic,
+    /// created_at, published_at. `seq`, which keeps the order, `migrate` adds to each.
+    LAYOUT: Layout = Written::layout, Spec {
         default: Some("classic"),
         flag: Some("--layout"),
-        ..Spec::of("outbox", "layout", "\"classic\" or \"native\"")
+        ..Spec::of(
+            "outbox",
+            "layout",
+            "\"classic\", \"native\", \"debezium\" or a table of columns, such as { id = \"uid\", \
+             aggregate_id = \"key\", aggregate_type = \"kind\", event_type = \"name\", payload = \"body\" }",
+        )
+    };
+
+    /// The headers that the relay sets itself, and their names: event_id, event_type, aggregate_type,
+    /// seq, which ascends within an aggregate, and created_at, as RFC 3339 in UTC. What is not here is not
+    /// sent; event_id always is. A row that brings a header of such a name is parked.
+    HEADERS: StandardHeaders = Written::headers, Spec {
+        default: Some("{ event_id = \"event_id\", event_type = \"event_type\" }"),
+        debezium: Some("{ event_id = \"id\" }"),
+        ..Spec::of(
+            "outbox",
+            "headers",
+            "a table of headers and their names, such as { event_id = \"id\", seq = \"version\" }",
+        )
+    };
+
+    /// Further columns that travel as headers, as Postgres prints them: column, or column:header:alias for
+    /// another name, as Debezium's table.fields.additional.placement has it. A null is a header with a
+    /// null value.
+    HEADERS_FROM: Vec<Placed> = Written::placed, Spec {
+        default: Some("[]"),
+        ..Spec::of(
+            "outbox",
+            "headers_from",
+            "a list of columns, such as [\"tenant\", \"type:header:eventType\"]",
+        )
+    };
+
+    /// Whether a payload of white space alone, or of nothing, is published as a tombstone. A null one always
+    /// is.
+    TOMBSTONE_ON_EMPTY_PAYLOAD: bool = Written::boolean, Spec {
+        default: Some("false"),
+        ..Spec::of("outbox", "tombstone_on_empty_payload", "true or false")
     };
 
     /// What becomes of a row once Kafka has it. mark sets its published_at, delete deletes it,
-    /// archive moves it to a history: a table of the relay's own, which `migrate` makes.
+    /// archive moves it to a history: a table of the relay's own, which `migrate` makes. A table
+    /// without a column for published_at cannot be marked.
     ON_PUBLISHED: OnPublished = |w| w.choice(&ON_PUBLISHED_CHOICES), Spec {
         default: Some("mark"),
+        debezium: Some("delete"),
         flag: Some("--on-published"),
         ..Spec::of("outbox", "on_published", "\"mark\", \"delete\" or \"archive\"")
     };
 
-    /// The topic of a row, with ${aggregate_type} and ${event_type} filled in, as they are or
-    /// with :lower or :upper. In the native layout a row's own topic overrides it.
+    /// The topic of a row, with ${aggregate_type}, ${event_type} and any other column filled in, as they
+    /// are or with :lower or :upper. In the native layout a row's own topic overrides it.
     TOPIC: Template = Written::template, Spec {
         default: Some(Template::DEFAULT),
+        debezium: Some("outbox.event.${aggregate_type}"),
         ..Spec::of("outbox", "topic", "a topic, such as \"${aggregate_type:lower}-events\"")
+    };
+
+    /// A pattern that rewrites what `topic` gives, where it fits the whole of it: route.topic.regex of
+    /// Debezium, with topic = "${aggregate_type}" for what that is applied to. Java's syntax; lookaround,
+    /// backreferences and possessive quantifiers are refused. Empty: none.
+    TOPIC_REGEX: String = topic_regex, Spec {
+        default: Some(""),
+        ..Spec::of("outbox", "topic_regex", "a pattern, such as \"(?<name>.*)Aggregate\", or \"\" for none")
+    };
+
+    /// What topic_regex puts there, with $1 or ${name} for its groups.
+    TOPIC_REPLACEMENT: String = |w| w.some_text().map(str::to_owned), Spec {
+        default: Some(Rewrite::DEFAULT_REPLACEMENT),
+        ..Spec::of("outbox", "topic_replacement", "a topic, such as \"orders.${name}\"")
     };
 
     /// The topics that rows may go to, as names or with * for any part, such as ["*-events", "billing"].
@@ -573,6 +634,12 @@ const POLICIES: [(&str, Policy); 2] = [
     ("block", Policy::Block),
     ("dead_letter", Policy::DeadLetter),
 ];
+
+fn topic_regex(written: &Written) -> Reading<String> {
+    let pattern = written.text()?;
+    Rewrite::check_pattern(pattern)?;
+    Ok(pattern.to_owned())
+}
 
 fn dead_letter_topic(written: &Written) -> Reading<Option<String>> {
     match written.text()?.trim() {

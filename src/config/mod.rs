@@ -11,8 +11,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::record::Encoding;
 use crate::route::{Allowed, Template};
 use crate::settle::Policies;
+
+mod connector;
+
+mod debezium;
+pub use debezium::{Imported, import_debezium};
 
 mod changes;
 pub use changes::Change;
@@ -24,7 +30,12 @@ pub use environment::{Collector, Environment};
 
 mod keys;
 
+mod layout;
+pub use layout::{Layout, LayoutKind, Placed};
+
 mod written;
+
+mod wire;
 
 mod settings;
 pub use settings::{Flags, Purpose, Settings};
@@ -109,6 +120,8 @@ pub struct Outbox {
     pub on_published: OnPublished,
     /// Which topic a row goes to.
     pub topic: Template,
+    /// What is made of a row beside its topic.
+    pub encoding: Encoding,
     /// The topics that rows may go to.
     pub topics_allowed: Allowed,
     /// What becomes of the rest of an aggregate when one of its rows cannot be published, by the
@@ -159,16 +172,6 @@ pub struct TableName {
     pub schema: String,
     /// The table in it.
     pub table: String,
-}
-
-/// Which columns an outbox table has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Layout {
-    /// `id, aggregate_id, aggregate_type, event_type, payload, created_at, published_at`.
-    #[default]
-    Classic,
-    /// Classic, and `headers`, `topic`; the payload may be null and the aggregate id is text.
-    Native,
 }
 
 /// What becomes of a row that Kafka has acknowledged.

@@ -9,8 +9,8 @@ use super::keys::{self, Key, PROPERTIES, Spec};
 use super::problem::{Error, Problem};
 use super::written::{Origin, Value, Written};
 use super::{
-    Config, Database, Freshness, Http, Kafka, Log, OnPublished, Outbox, Relay, Secret, TableName,
-    database_url, file,
+    Config, Database, Freshness, Http, Kafka, LayoutKind, Log, OnPublished, Outbox, Relay, Secret,
+    TableName, database_url, file,
 };
 use crate::settle::Policies;
 use crate::sink::properties;
@@ -85,6 +85,13 @@ impl Settings {
         settings.plain_variables(environment);
         settings.own_variables(environment);
         settings.flags(flags);
+        settings
+    }
+
+    /// What a file says that has this text, and nothing else.
+    pub(super) fn of_toml(text: &str) -> Self {
+        let mut settings = Self::default();
+        file::parse("", text, &mut settings);
         settings
     }
 
@@ -251,11 +258,13 @@ impl Settings {
     }
 
     fn outbox(&self, index: usize) -> Result<Outbox, Problem> {
+        let (layout, topic, encoding) = self.wire(index)?;
         Ok(Outbox {
             table: self.read_of(index, &keys::TABLE)?,
-            layout: self.read_of(index, &keys::LAYOUT)?,
+            layout,
             on_published: self.read_of(index, &keys::ON_PUBLISHED)?,
-            topic: self.read_of(index, &keys::TOPIC)?,
+            topic,
+            encoding,
             topics_allowed: self.read_of(index, &keys::TOPICS_ALLOWED)?,
             on_rejected: Policies {
                 usual: self.read_of(index, &keys::ON_REJECTED)?,
@@ -282,7 +291,7 @@ impl Settings {
     }
 
     /// The value of a key of outbox `index`, or its default.
-    fn read_of<T>(&self, index: usize, key: &Key<T>) -> Result<T, Problem> {
+    pub(super) fn read_of<T>(&self, index: usize, key: &Key<T>) -> Result<T, Problem> {
         let spec = &key.spec;
         let written = self
             .written(index, spec)
@@ -295,7 +304,19 @@ impl Settings {
         self.values
             .get(&(spec.section, index, spec.name))
             .cloned()
-            .or_else(|| spec.default.map(Written::default))
+            .or_else(|| self.default_of(index, spec).map(Written::default))
+    }
+
+    /// What a key is where nobody wrote it.
+    fn default_of(&self, index: usize, spec: &Spec) -> Option<&'static str> {
+        if spec.debezium.is_some()
+            && self
+                .read_of(index, &keys::LAYOUT)
+                .is_ok_and(|it| it.kind == LayoutKind::Debezium)
+        {
+            return spec.debezium;
+        }
+        spec.default
     }
 
     /// The URL, from itself or from its file, and that file. `None` also where it is wrong, which `problems`
@@ -436,13 +457,19 @@ impl Settings {
             }
             if let Some(written) = self.written(index, &keys::TOPICS_ALLOWED.spec)
                 && let Ok(allowed) = (keys::TOPICS_ALLOWED.read)(&written)
-                && let Ok(template) = self.read_of(index, &keys::TOPIC)
+                && let Ok((_, template, _)) = self.wire(index)
                 && let Some(topic) = template.constant().filter(|topic| !allowed.allows(topic))
             {
                 let text = format!(
                     "`outbox.topics_allowed` does not have `outbox.topic`, {topic}: every row would be parked"
                 );
                 problems.push(Problem::at(&written.origin, text));
+            }
+            // of a value that is wrong in itself this was said before
+            if let Err(problem) = self.wire(index)
+                && !problems.contains(&problem)
+            {
+                problems.push(problem);
             }
             let retention = self.written(index, &keys::RETENTION.spec);
             if let Some(retention) = retention

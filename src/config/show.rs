@@ -87,7 +87,14 @@ fn section_reference(text: &mut String, section: &Section) {
         line(text, &doc_text(spec.doc));
         line(text, &format!("\n- Takes {}.", spec.takes));
         if let Some(default) = spec.default {
-            line(text, &format!("- Default: `{}`", literal(spec, default)));
+            let mut said = format!("- Default: `{}`", literal(spec, default));
+            if let Some(debezium) = spec.debezium {
+                said.push_str(&format!(
+                    "; `{}` with `layout = \"debezium\"`",
+                    literal(spec, debezium)
+                ));
+            }
+            line(text, &said);
         }
         let mut sources: Vec<String> = spec
             .flag

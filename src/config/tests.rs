@@ -56,7 +56,7 @@ fn what_nobody_wrote_has_its_default() {
     assert!(config.kafka.properties.is_empty());
     let outbox = &config.outboxes[0];
     assert_eq!(outbox.table.to_string(), "public.outbox");
-    assert_eq!(outbox.layout, Layout::Classic);
+    assert_eq!(outbox.layout.kind, LayoutKind::Classic);
     assert_eq!(outbox.on_published, OnPublished::Mark);
     assert_eq!(outbox.topic.to_string(), Template::DEFAULT);
     assert_eq!(outbox.on_rejected, Policy::Block.into());
@@ -139,7 +139,7 @@ fn every_key_is_read_from_the_file() {
     );
     let outbox = &config.outboxes[0];
     assert_eq!(outbox.table.to_string(), "shop.OutBox");
-    assert_eq!(outbox.layout, Layout::Native);
+    assert_eq!(outbox.layout.kind, LayoutKind::Native);
     assert_eq!(outbox.topic.to_string(), "all");
     assert_eq!(outbox.on_rejected, Policy::DeadLetter.into());
     assert_eq!(outbox.lanes, 64);
@@ -211,11 +211,11 @@ fn what_a_key_does_not_take_is_named_with_what_it_takes() {
         ),
         (
             "layout = 'clasic'",
-            "relay.toml:7: `outbox.layout` takes \"classic\" or \"native\"; did you mean `classic`?",
+            "relay.toml:7: `outbox.layout` takes \"classic\", \"native\", \"debezium\" or a table of columns, such as { id = \"uid\", aggregate_id = \"key\", aggregate_type = \"kind\", event_type = \"name\", payload = \"body\" }; did you mean `classic`?",
         ),
         (
             "topic = '${aggregate_id}'",
-            "relay.toml:7: `outbox.topic` takes a topic, such as \"${aggregate_type:lower}-events\"; `aggregate_id` is neither `aggregate_type` nor `event_type`",
+            "relay.toml:7: `outbox.topic` takes a topic, such as \"${aggregate_type:lower}-events\"; a topic for each `aggregate_id` is not what topics are for",
         ),
         (
             "retention = 'canary-4711'",
@@ -414,7 +414,7 @@ fn the_stronger_source_wins() {
         .unwrap();
     assert_eq!(config.database.url.expose(), "postgres://flag/db");
     assert_eq!(config.kafka.brokers, "flag:1");
-    assert_eq!(config.outboxes[0].layout, Layout::Native);
+    assert_eq!(config.outboxes[0].layout.kind, LayoutKind::Native);
     assert_eq!(config.outboxes[0].on_published, OnPublished::Delete);
 }
 
@@ -920,5 +920,103 @@ proptest! {
                 prop_assert!(placed || keyed || sectioned, "{:?} in\n{}", line, refusal);
             }
         }
+    }
+}
+
+#[test]
+fn layouts_headers_and_topics_go_together_or_say_why_not() {
+    let config = |outbox: &str| {
+        let text = format!(
+            "[database]\nurl = 'postgres://h/d'\n[kafka]\nbrokers = 'k:1'\n[[outbox]]\ntable = 'o'\n{outbox}"
+        );
+        Settings::of_text(&text, &environment(&[]), &Flags::default()).config(Purpose::Run)
+    };
+    const OWN: &str = "layout = { id = 'i', aggregate_id = 'k', aggregate_type = 't', event_type = 'e', payload = 'p' }";
+
+    let debezium = config("layout = 'debezium'").unwrap();
+    let outbox = &debezium.outboxes[0];
+    assert_eq!(outbox.on_published, OnPublished::Delete);
+    assert_eq!(outbox.topic.to_string(), "outbox.event.${aggregate_type}");
+    assert_eq!(outbox.encoding.id_header(), "id");
+    assert_eq!(outbox.encoding.headers.len(), 1);
+
+    let all = config(&format!(
+        "{OWN}\non_published = 'delete'\ntopic = '${{t}}.${{x}}.${{x:upper}}'\nheaders_from = ['x', 'y:header:z']"
+    ));
+    let layout = &all.unwrap().outboxes[0].layout;
+    assert_eq!(
+        layout.routing,
+        ["x"],
+        "the aggregate's type is known by its role"
+    );
+    let placed: Vec<_> = layout
+        .placed
+        .iter()
+        .map(|it| (&*it.column, &*it.header))
+        .collect();
+    assert_eq!(placed, [("x", "x"), ("y", "z")]);
+    assert_eq!(
+        Layout::of_kept(&layout.kept().unwrap().to_string()).as_ref(),
+        Some(layout)
+    );
+    assert_eq!(Layout::default().kept(), None);
+
+    for (outbox, why) in [
+        (
+            "layout = 'debezium'\non_published = 'mark'",
+            "no column to mark",
+        ),
+        (OWN, "no column to mark"),
+        (
+            "layout = { id = 'i' }",
+            "which column is the `aggregate_id`",
+        ),
+        ("layout = { idd = 'i' }", "did you mean `id`?"),
+        (
+            "layout = { id = 'a', aggregate_id = 'a', aggregate_type = 't', event_type = 'e', payload = 'p' }",
+            "`a` is named twice",
+        ),
+        ("headers_from = ['a:envelope']", "wrap the payload"),
+        ("headers_from = ['a:partition']", "the key gives"),
+        ("headers_from = ['a:b']", "it is no `column`"),
+        (
+            "headers_from = ['a', 'b:header:a']",
+            "there is a header `a` already",
+        ),
+        (
+            "headers_from = ['event_id']",
+            "there is a header `event_id` already",
+        ),
+        ("headers_from = ['outbox_relay_x']", "there is a header"),
+        ("headers = { event_type = 'a' }", "`event_id` is always one"),
+        (
+            "headers = { event_id = 'a', seq = 'a' }",
+            "two have the name `a`",
+        ),
+        (
+            "headers = { event_id = 'a', sek = 'b' }",
+            "did you mean `seq`?",
+        ),
+        (
+            "headers = { event_id = 'outbox_relay_id' }",
+            "does not begin with",
+        ),
+        (
+            "layout = 'debezium'\nheaders = { event_id = 'id', created_at = 'at' }",
+            "names no column for it",
+        ),
+        ("topic_regex = '(?=a)'", "lookahead"),
+        (
+            "topic_regex = '(a)'\ntopic_replacement = '$2'",
+            "no group 2",
+        ),
+        (
+            "topic = 'a'\ntopic_regex = 'a'\ntopic_replacement = 'b'\ntopics_allowed = ['a']",
+            "does not have",
+        ),
+    ] {
+        let error = config(outbox).unwrap_err().to_string();
+        assert!(error.contains(why), "{outbox}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 }

@@ -5,7 +5,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::layout::{Layout, LayoutKind, Placed};
 use super::{Secret, TableName, suggest};
+use crate::record::{RESERVED, Standard};
 use crate::route::{Allowed, Template, TopicPattern};
 
 /// One value and where it is from.
@@ -75,6 +77,24 @@ impl fmt::Display for Origin {
             Self::Flag(flag) => f.write_str(flag),
         }
     }
+}
+
+/// The headers that the relay sets itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct StandardHeaders {
+    /// What every event has, by the header's name, in the order they are sent.
+    pub(super) of_event: Vec<(Standard, String)>,
+    /// When the row was inserted: only where the table says.
+    pub(super) created_at: Option<String>,
+}
+
+impl StandardHeaders {
+    const NAMED: [(&'static str, Standard); 4] = [
+        ("event_id", Standard::EventId),
+        ("event_type", Standard::EventType),
+        ("aggregate_type", Standard::AggregateType),
+        ("seq", Standard::Seq),
+    ];
 }
 
 /// A value was not what its key takes. The text says what is wrong with it where that is more than
@@ -223,6 +243,60 @@ impl Written {
 
     pub(super) fn template(&self) -> Reading<Template> {
         Template::parse(self.text()?)
+    }
+
+    /// A layout by its name, or the columns of one: `{ id = "uid", … }`.
+    pub(super) fn layout(&self) -> Reading<Layout> {
+        match &self.value {
+            Value::Text(_) => {}
+            Value::Untyped(text) if !text.expose().trim_start().starts_with('{') => {}
+            _ => return Layout::custom(&self.table(|name| name.text().map(str::to_owned))?),
+        }
+        self.choice(&LayoutKind::NAMED).map(Layout::of)
+    }
+
+    /// Columns that travel as headers.
+    pub(super) fn placed(&self) -> Reading<Vec<Placed>> {
+        self.list(Placed::parse)
+    }
+
+    /// Which headers the relay sets itself, and their names.
+    pub(super) fn headers(&self) -> Reading<StandardHeaders> {
+        let named = self.table(|name| name.text().map(str::to_owned))?;
+        let mut found = StandardHeaders::default();
+        for (what, name) in &named {
+            if name.is_empty() || name.contains('\0') || name.starts_with(RESERVED) {
+                return Err(format!(
+                    "look at `{what}`: a header's name is not empty and does not begin with {RESERVED}"
+                ));
+            }
+            if named
+                .iter()
+                .any(|(other, its)| other != what && its == name)
+            {
+                return Err(format!("two have the name `{name}`"));
+            }
+            if what == "created_at" {
+                found.created_at = Some(name.clone());
+                continue;
+            }
+            let known = StandardHeaders::NAMED
+                .iter()
+                .find(|(known, _)| known == what);
+            let Some((_, standard)) = known else {
+                let all = StandardHeaders::NAMED.iter().map(|(known, _)| *known);
+                return Err(match suggest::nearest(what, all.chain(["created_at"])) {
+                    Some(known) => format!("`{what}` is none; did you mean `{known}`?"),
+                    None => format!("`{what}` is none of them"),
+                });
+            };
+            found.of_event.push((*standard, name.clone()));
+        }
+        found.of_event.sort();
+        match found.of_event.first() {
+            Some((Standard::EventId, _)) => Ok(found),
+            _ => Err("`event_id` is always one: consumers tell a repeat by it".into()),
+        }
     }
 
     pub(super) fn topics(&self) -> Reading<Allowed> {

@@ -16,7 +16,7 @@ use crate::event::Event;
 use crate::ops::controls::Controls;
 use crate::ops::{Mistake, Progress, Step, makes, traces};
 use crate::outcome::{Outcome, Reason};
-use crate::record::Record;
+use crate::record::{Encoding, Record};
 use crate::route::{Kind, Routed, Router, Waiting};
 use crate::settle::{Policies, Policy, Row, Verdict, settle};
 use crate::sink::{Attempt, Sink};
@@ -29,6 +29,8 @@ pub struct Lane {
     pub router: Router,
     /// What a rejected row means for its aggregate, by its event type.
     pub policies: Policies,
+    /// What is made of a row.
+    pub encoding: Encoding,
     /// How long a batch may wait for the sink.
     pub publish_timeout: Duration,
     /// How long to wait for the sink to be ready; `None` waits for ever.
@@ -191,7 +193,7 @@ impl Lane {
     /// The record of each event that has one, and the outcome of those that need not be published:
     /// they wait behind a parked row, cannot be routed or encoded, or their topic is paused.
     fn prepare<'a>(
-        &self,
+        &'a self,
         events: &'a [Event],
         routed: &'a Routed,
         held: &HashSet<String>,
@@ -202,7 +204,7 @@ impl Lane {
             let record = match &event.parked {
                 Some(record) => Ok(record.by_ref()),
                 None => (routed.topic(i).map_err(Reason::clone))
-                    .and_then(|topic| Record::encode(event, topic.into())),
+                    .and_then(|topic| self.encoding.record(event, topic.into())),
             };
             if held.contains(event.key()) || refused.contains(event.key()) {
                 return (record.ok(), Some(Outcome::Held));

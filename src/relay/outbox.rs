@@ -272,6 +272,7 @@ impl Serving {
         let lane = Arc::new(Lane {
             router: Router::of(&self.outbox),
             policies: self.outbox.on_rejected.clone(),
+            encoding: self.outbox.encoding.clone(),
             publish_timeout: self.config.relay.publish_timeout,
             patience: (self.until == Until::Empty).then_some(self.config.relay.publish_timeout),
             drain: self.drain.clone(),

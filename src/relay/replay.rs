@@ -15,7 +15,6 @@ use crate::event::Event;
 use crate::ops::controls::Controls;
 use crate::ops::random;
 use crate::outcome::{Outcome, Reason};
-use crate::record::Record;
 use crate::route::Router;
 use crate::sink::{Attempt, Held, KafkaSink, Sink, Topics};
 use crate::source::{Error, Marked, Replayer};
@@ -105,7 +104,7 @@ impl Replay<'_> {
         for event in events {
             let record = router
                 .topic(event)
-                .and_then(|topic| Record::encode(event, topic));
+                .and_then(|topic| self.outbox.encoding.record(event, topic));
             match record {
                 Ok(record) => records.push((event.id, record.replayed(&self.at))),
                 Err(reason) => replayed.refused.push((event.id, reason)),

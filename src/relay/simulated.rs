@@ -336,6 +336,7 @@ impl Run {
         Arc::new(Lane {
             router: Router::new(template),
             policies: self.policies.clone(),
+            encoding: crate::record::Encoding::default(),
             publish_timeout,
             patience: None,
             drain: drain.clone(),

@@ -24,7 +24,7 @@ pub(super) async fn sample(
     stop: CancellationToken,
 ) {
     let (lanes, _) = polling.lanes();
-    let Ok(mut sampler) = Sampler::new(&config.database, &outbox.table, outbox.layout, lanes)
+    let Ok(mut sampler) = Sampler::new(&config.database, &outbox.table, &outbox.layout, lanes)
     else {
         return;
     };

@@ -13,7 +13,7 @@ use super::token::Token;
 use super::{outcome, settings};
 use crate::config;
 use crate::partition;
-use crate::record::{EVENT_ID, REPLAYED_AT};
+use crate::record::REPLAYED_AT;
 
 /// How long one question may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +26,8 @@ pub struct Search {
     pub topic: String,
     /// The record's key, which picks the partition.
     pub key: Vec<u8>,
+    /// The header that has the event's id.
+    pub id_header: String,
     /// The event's id, as its header has it.
     pub event_id: String,
     /// Records of this time and later, in milliseconds since 1970, as their producers say.
@@ -85,6 +87,7 @@ fn look(settings: &rdkafka::ClientConfig, token: Token, search: &Search) -> Resu
     let Search {
         topic,
         key,
+        id_header,
         event_id,
         from_ms,
         records_max,
@@ -136,7 +139,7 @@ fn look(settings: &rdkafka::ClientConfig, token: Token, search: &Search) -> Resu
             let headers = message.headers()?;
             headers.iter().find(|header| header.key == name)
         };
-        let id = header(EVENT_ID).and_then(|header| header.value);
+        let id = header(id_header).and_then(|header| header.value);
         if id == Some(event_id.as_bytes()) {
             return Ok(Found::At {
                 partition,

@@ -13,12 +13,12 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr};
 
 use super::error::Error;
-use super::layout::{literal, quote_table};
+use super::layout::{literal, names, quote_table};
 use super::sampling::{ROWS_MAX, age};
 use super::session::{Session, answer};
 use super::sql::{PINS, Timeouts, begin, drawn, lane_of, lanes_by_place};
 use super::tables::known_tables;
-use crate::config::{Database, TableName};
+use crate::config::{Database, Layout, TableName};
 
 /// Aggregates that are told at most.
 pub const AGGREGATES_MAX: u32 = 100;
@@ -82,7 +82,12 @@ pub(super) struct Sql {
 }
 
 impl Sql {
-    pub(super) fn render(name: &TableName, lanes: u16, statement_ms: u128) -> Self {
+    pub(super) fn render(
+        name: &TableName,
+        layout: &Layout,
+        lanes: u16,
+        statement_ms: u128,
+    ) -> Self {
         let timeouts = Timeouts {
             statement_ms,
             idle_ms: 30_000,
@@ -90,7 +95,8 @@ impl Sql {
         };
         let rows = quote_table(name);
         let outbox = literal(&name.to_string());
-        let lane = lane_of("t.", lanes);
+        let row = names(layout, "t.");
+        let lane = lane_of(&row, lanes);
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
         Self {
             // the claim's own pins, for the same reasons: never a sort of the backlog
@@ -118,10 +124,10 @@ impl Sql {
                         (extract(epoch from clock_timestamp()) * 1000000)::int8
                    from {lanes}
                   cross join lateral
-                        (select coalesce(t.aggregate_id::text, '') as key, t.aggregate_type::text as kind,
-                                t.created_at, row_number() over (order by t.seq) as place
+                        (select coalesce({key}, '') as key, {kind} as kind,
+                                {created_at} as created_at, row_number() over (order by t.seq) as place
                            from {rows} t
-                          where t.published_at is null and t.seq is not null and {lane} = l.lane
+                          where {unpublished} and t.seq is not null and {lane} = l.lane
                             and t.seq > l.place
                           order by t.seq
                           limit $1) x
@@ -130,6 +136,10 @@ impl Sql {
                   limit $3",
                 drawn = drawn(&rows),
                 lanes = lanes_by_place(&outbox),
+                key = row.key,
+                kind = row.aggregate_type,
+                created_at = row.created_at,
+                unpublished = row.unpublished,
             )),
         }
     }
@@ -212,7 +222,7 @@ impl AggregateReader {
             return Err(missing("has no lanes: run `outbox-relay migrate`"));
         }
         let statement_ms = self.database.statement_timeout.as_millis();
-        let sql = Sql::render(&table, known.lanes, statement_ms);
+        let sql = Sql::render(&table, &known.layout, known.lanes, statement_ms);
         self.known = Some((outbox.to_owned(), known.lanes, sql.clone()));
         Ok((known.lanes, sql))
     }

@@ -37,7 +37,7 @@ impl Look<'_> {
     /// Whether the history is there, with the columns and types of the table, if one is wanted.
     pub(super) async fn history(&mut self) -> Result<(), Error> {
         const DOING: &str = "look for the history";
-        let (name, layout) = (&self.outbox.table, self.outbox.layout);
+        let (name, layout) = (&self.outbox.table, &self.outbox.layout);
         if self.outbox.on_published != OnPublished::Archive {
             return Ok(());
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
-use super::layout::{columns, cut_name, literal, quote, quote_table};
+use super::layout::{columns, cut_name, literal, names, quote, quote_if_need_be, quote_table};
 use crate::config::{Layout, Outbox, TableName};
 
 /// The name of the history of `table`, in the schema outbox_relay: `history_schema_table`. A schema with an
@@ -39,9 +39,28 @@ pub(super) fn history(table: &TableName) -> String {
 }
 
 /// What is moved: the columns of the layout and `seq`. `published_at` is the history's own.
-pub(super) fn moved_columns(layout: Layout) -> impl Iterator<Item = &'static str> {
-    let own = columns(layout).iter().map(|column| column.name);
-    std::iter::once("seq").chain(own.filter(|name| *name != "published_at"))
+pub(super) fn moved_columns(layout: &Layout) -> impl Iterator<Item = String> {
+    let own = columns(layout).into_iter().map(|column| column.name);
+    let published_at = (layout.published_at.clone()).unwrap_or_else(|| "published_at".to_owned());
+    std::iter::once("seq".to_owned()).chain(own.filter(move |name| *name != published_at))
+}
+
+/// The same, as SQL has them.
+fn moved_quoted(layout: &Layout) -> Vec<String> {
+    let names = moved_columns(layout);
+    names.map(|name| quote_if_need_be(&name)).collect()
+}
+
+/// The same, as the text of an array.
+fn moved_array(layout: &Layout) -> String {
+    let quoted = |name: String| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
+    let names: Vec<String> = moved_columns(layout)
+        .map(|name| match quote_if_need_be(&name) == name {
+            true => name,
+            false => quoted(name),
+        })
+        .collect();
+    literal(&format!("{{{}}}", names.join(",")))
 }
 
 /// Moves the rows of `name` that are `these`, a condition on `t`, to its history. In one statement: no row
@@ -50,11 +69,11 @@ pub(super) fn moved_columns(layout: Layout) -> impl Iterator<Item = &'static str
 ///
 /// The `case` is never taken, and gone from the plan. It lets a column that has changed its type in one of
 /// the two be an error (42804), where the insert alone would make jsonb of json, and other bytes.
-pub(super) fn finish(name: &TableName, layout: Layout, these: &str) -> String {
-    let columns: Vec<&str> = moved_columns(layout).collect();
+pub(super) fn finish(name: &TableName, layout: &Layout, these: &str) -> String {
+    let columns = moved_quoted(layout);
     let own: Vec<String> = columns.iter().map(|column| format!("t.{column}")).collect();
     let history = history(name);
-    let strict = |column: &&str| {
+    let strict = |column: &String| {
         format!("case when false then (null::{history}).{column} else g.{column} end")
     };
     let strict: Vec<String> = columns.iter().map(strict).collect();
@@ -82,14 +101,13 @@ pub(super) fn parked(name: &TableName) -> String {
 /// Makes the history of `outbox` where it is not there, and partitions for the next days.
 pub(super) fn make(outbox: &Outbox) -> String {
     let name = &outbox.table;
-    let columns: Vec<&str> = moved_columns(outbox.layout).collect();
+    let columns = moved_array(&outbox.layout);
     format!(
-        "select outbox_relay.make_history({key}, {table}::regclass, {history}, '{{{columns}}}');
+        "select outbox_relay.make_history({key}, {table}::regclass, {history}, {columns});
 select outbox_relay.tend_history({key}, {step}, null);",
         key = literal(&name.to_string()),
         table = literal(&quote_table(name)),
         history = literal(&history_name(name)),
-        columns = columns.join(","),
         step = outbox.archive_partition.as_secs_f64(),
     )
 }
@@ -110,28 +128,38 @@ pub(super) fn patience(limit: Duration) -> SqlStr {
 
 /// The rows of `name` that were published, as `t`, to stand behind `from`: those of its history, and those
 /// that are marked in the table itself. Plan: an append over partitions; by place a tid scan of each.
-pub(super) fn published(name: &TableName, layout: Layout) -> String {
-    let columns: Vec<&str> = moved_columns(layout).collect();
-    let columns = columns.join(", ");
+pub(super) fn published(name: &TableName, layout: &Layout) -> String {
+    let columns = moved_quoted(layout).join(", ");
+    let history = history(name);
+    let archived = format!("select tableoid, ctid, {columns}, published_at from {history}");
+    if layout.published_at.is_none() {
+        return format!("({archived}) t");
+    }
+    let published_at = names(layout, "").published_at;
     format!(
-        "(select tableoid, ctid, {columns}, published_at from {history}
+        "({archived}
            union all
-          select tableoid, ctid, {columns}, published_at from {rows} where published_at is not null) t",
-        history = history(name),
+          select tableoid, ctid, {columns}, {published_at} from {rows} where {published_at} is not null) t",
         rows = quote_table(name),
     )
 }
 
 /// The event $1 in the history of `name`, as the lookup reads a row of the table: no lane, nobody has it
 /// locked. Plan: an append over the partitions, by the index on id where there is one.
-pub(super) fn find(name: &TableName, own_topic: &str, published_at: &str) -> String {
+pub(super) fn find(name: &TableName, layout: &Layout, published_at: &str) -> String {
+    let row = names(layout, "t.");
     format!(
-        "select t.seq, t.aggregate_type::text, t.aggregate_id::text, t.event_type::text, {own_topic},
+        "select t.seq, {aggregate_type}, {key}, {event_type}, {own_topic},
                 {published_at}, (extract(epoch from t.published_at) * 1000)::int8,
                 null::int8, 0::int8, null::int4, ''::text, ''::text, 0::int8
-           from {history} t where t.id = $1
+           from {history} t where {id} = $1
           order by t.published_at desc limit 1",
         history = history(name),
+        aggregate_type = row.aggregate_type,
+        key = row.key,
+        event_type = row.event_type,
+        own_topic = row.own_topic,
+        id = row.id,
     )
 }
 
@@ -151,14 +179,14 @@ pub(super) fn made(name: &TableName) -> String {
 
 /// What `migrate` would still have to make: whether there is a history that rows of every time can go to,
 /// and the columns of it that are missing. From the catalogue alone: the role may have no rights yet.
-pub(super) fn missing(name: &TableName, layout: Layout) -> String {
+pub(super) fn missing(name: &TableName, layout: &Layout) -> String {
     format!(
         "select exists (select from pg_catalog.pg_partitioned_table p
                          where p.partrelid = {oid} and p.partdefid <> 0),
-                array(select c.name from unnest('{{{columns}}}'::text[]) as c (name)
+                array(select c.name from unnest({columns}::text[]) as c (name)
                        where not exists (select from pg_catalog.pg_attribute a
                               where a.attrelid = {oid} and a.attname = c.name and not a.attisdropped))",
-        columns = moved_columns(layout).collect::<Vec<_>>().join(","),
+        columns = moved_array(layout),
         oid = oid(name),
     )
 }
@@ -173,7 +201,7 @@ fn oid(name: &TableName) -> String {
 }
 
 /// The same in one word: whether nothing is missing.
-pub(super) fn is_made(name: &TableName, layout: Layout) -> String {
+pub(super) fn is_made(name: &TableName, layout: &Layout) -> String {
     format!(
         "select x.there and x.missing = '{{}}' from ({}) x (there, missing)",
         missing(name, layout)
@@ -182,8 +210,7 @@ pub(super) fn is_made(name: &TableName, layout: Layout) -> String {
 
 /// Columns that are of other types in the history of `name` than in the table: name, type here, type there.
 /// Text may have been narrower, and whole numbers.
-pub(super) fn other_types(name: &TableName, layout: Layout) -> String {
-    let columns: Vec<&str> = moved_columns(layout).collect();
+pub(super) fn other_types(name: &TableName, layout: &Layout) -> String {
     format!(
         "select o.attname::text, w.type, format_type(h.atttypid, null)
            from pg_catalog.pg_attribute o
@@ -193,18 +220,19 @@ pub(super) fn other_types(name: &TableName, layout: Layout) -> String {
                 (select case format_type(o.atttypid, null)
                           when 'character varying' then 'text' when 'integer' then 'bigint'
                           else format_type(o.atttypid, null) end as type) w
-          where o.attrelid = {table}::regclass and o.attname = any ('{{{columns}}}') and not o.attisdropped
+          where o.attrelid = {table}::regclass and o.attname = any ({columns}) and not o.attisdropped
             and w.type <> format_type(h.atttypid, null)
           order by 1",
         oid = oid(name),
         table = literal(&quote_table(name)),
-        columns = columns.join(","),
+        columns = moved_array(layout),
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::LayoutKind;
 
     #[test]
     fn a_history_is_named_after_its_table_and_after_no_other() {
@@ -224,8 +252,9 @@ mod tests {
 
     #[test]
     fn what_is_moved_is_the_layout_and_its_number() {
-        let columns: Vec<_> = moved_columns(Layout::Native).collect();
-        assert!(columns.contains(&"seq") && columns.contains(&"headers"));
-        assert!(!columns.contains(&"published_at"), "{columns:?}");
+        let columns: Vec<_> = moved_columns(&Layout::of(LayoutKind::Native)).collect();
+        let has = |name: &str| columns.iter().any(|column| column == name);
+        assert!(has("seq") && has("headers"));
+        assert!(!has("published_at"), "{columns:?}");
     }
 }

@@ -362,7 +362,7 @@ impl Checkup {
         found.lanes = lanes;
         let laned = look.wrong.is_empty();
         found.note("lanes", &mut look);
-        let routing = Router::of(outbox).fingerprint(outbox.layout);
+        let routing = Router::of(outbox).fingerprint(&outbox.layout);
         look.routing_kept(&routing).await?;
         found.note("routing", &mut look);
         if laned {
@@ -452,7 +452,7 @@ impl Checkup {
         let statements = Statements::render(
             Table {
                 name: &outbox.table,
-                layout: outbox.layout,
+                layout: &outbox.layout,
                 on_published: outbox.on_published,
                 lanes: inspected.lanes,
                 payload_is_bytea: inspected.payload_is_bytea,
@@ -485,7 +485,7 @@ impl Checkup {
     /// Postgres could not be asked, or refused.
     pub async fn kinds(&mut self, outbox: &Outbox, lanes: u16) -> Result<Vec<Kind>, Error> {
         let doing = "look at the kinds of rows";
-        let sql = ask::kinds(&outbox.table, outbox.layout, lanes);
+        let sql = ask::kinds(&outbox.table, &outbox.layout, lanes);
         let rows = self.rows(doing, sql).await?;
         rows.iter().map(|row| kind(doing, row)).collect()
     }
@@ -501,7 +501,7 @@ impl Checkup {
     ) -> Result<Vec<Largest>, Error> {
         let doing = "look for large rows";
         let (lanes, bytea) = (inspected.lanes, inspected.payload_is_bytea);
-        let sql = ask::largest(&outbox.table, outbox.layout, lanes, bytea);
+        let sql = ask::largest(&outbox.table, &outbox.layout, lanes, bytea);
         let rows = self.rows(doing, sql).await?;
         let largest = |row: &PgRow| {
             Ok(Largest {

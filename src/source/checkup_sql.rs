@@ -1,7 +1,7 @@
 //! What `check` asks Postgres. Everything here reads, and takes no lock that a writer would notice. Each
 //! is a simple query of one statement: a pooler may hand the next one to another server process.
 
-use super::layout::{has_headers_and_topic, literal, quote_table};
+use super::layout::{literal, names, quote_table};
 use super::sql::lane_of;
 use crate::config::{Layout, TableName};
 
@@ -131,21 +131,24 @@ pub(super) fn rivals(name: &TableName) -> String {
 /// Which kinds of rows there are: aggregate type, event type, own topic. Of the pending ones the first
 /// that the lanes' index has, and the last published by their place; no index on that is wanted.
 /// Plan: a bounded scan of each, and a group of what came.
-pub(super) fn kinds(name: &TableName, layout: Layout, lanes: u16) -> String {
+pub(super) fn kinds(name: &TableName, layout: &Layout, lanes: u16) -> String {
     let rows = quote_table(name);
-    let topic = topic(layout);
-    let lane = lane_of("t.", lanes);
+    let row = names(layout, "t.");
+    let lane = lane_of(&row, lanes);
+    let (aggregate_type, event_type, topic) =
+        (&row.aggregate_type, &row.event_type, &row.own_topic);
+    let unpublished = &row.unpublished;
     let size = literal(&rows);
     format!(
         "select k.aggregate_type, k.event_type, k.topic
-           from ((select t.aggregate_type::text, t.event_type::text, {topic} as topic
+           from ((select {aggregate_type} as aggregate_type, {event_type} as event_type, {topic} as topic
                     from generate_series(0, {last_lane}) as l (lane)
                    cross join lateral
                          (select t.* from {rows} t
-                           where t.published_at is null and t.seq is not null and {lane} = l.lane
+                           where {unpublished} and t.seq is not null and {lane} = l.lane
                            order by t.seq limit {each}) t)
                   union all
-                 (select t.aggregate_type::text, t.event_type::text, {topic}
+                 (select {aggregate_type}, {event_type}, {topic}
                     from {rows} t
                    where t.ctid >= format('(%s,0)', greatest(
                            pg_relation_size({size}::regclass)
@@ -161,42 +164,34 @@ pub(super) fn kinds(name: &TableName, layout: Layout, lanes: u16) -> String {
 
 /// The largest pending rows: aggregate type, event type, own topic, and the bytes of payload, key and
 /// headers. Of a bounded number the few that take the most room on disk, which costs no unpacking.
-pub(super) fn largest(name: &TableName, layout: Layout, lanes: u16, bytea: bool) -> String {
+pub(super) fn largest(name: &TableName, layout: &Layout, lanes: u16, bytea: bool) -> String {
     let rows = quote_table(name);
-    let topic = topic(layout);
-    let lane = lane_of("t.", lanes);
-    let payload = if bytea {
-        "t.payload"
-    } else {
-        "t.payload::text"
+    let row = names(layout, "t.");
+    let lane = lane_of(&row, lanes);
+    let (aggregate_type, event_type, topic) =
+        (&row.aggregate_type, &row.event_type, &row.own_topic);
+    let unpublished = &row.unpublished;
+    let payload = match bytea {
+        true => row.payload.clone(),
+        false => format!("{}::text", row.payload),
     };
-    let headers = if has_headers_and_topic(layout) {
-        "t.headers::text"
-    } else {
-        "null::text"
-    };
+    let headers = &row.own_headers;
     format!(
-        "select t.aggregate_type::text, t.event_type::text, {topic} as topic,
+        "select {aggregate_type} as aggregate_type, {event_type} as event_type, {topic} as topic,
                 (coalesce(octet_length({payload}), 0) + coalesce(octet_length({headers}), 0)
-                 + coalesce(octet_length(t.aggregate_id::text), 0))::int8 as bytes
+                 + coalesce(octet_length({key}), 0))::int8 as bytes
            from (select t.* from generate_series(0, {last_lane}) as l (lane)
                   cross join lateral
                         (select t.* from {rows} t
-                          where t.published_at is null and t.seq is not null and {lane} = l.lane
+                          where {unpublished} and t.seq is not null and {lane} = l.lane
                           order by t.seq limit {each}) t
-                  order by pg_column_size(t.payload) desc nulls last
+                  order by pg_column_size({stored}) desc nulls last
                   limit {PAYLOADS_MAX}) t",
         last_lane = lanes - 1,
+        key = row.key,
+        stored = row.payload,
         each = (PENDING_ROWS_MAX / u32::from(lanes)).max(1),
     )
-}
-
-fn topic(layout: Layout) -> &'static str {
-    if has_headers_and_topic(layout) {
-        "t.topic::text"
-    } else {
-        "null::text"
-    }
 }
 
 /// Parked rows by state. Plan: index-only scan of `parked_holding_key` and `parked_dead`.

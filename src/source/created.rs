@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use uuid::Uuid;
 
 use super::error::Error;
-use super::layout::quote_table;
+use super::layout::{Names, names, quote_table};
 use super::session::{Session, answer, fixed};
 use crate::config::{Config, TableName};
 
@@ -14,7 +14,7 @@ use crate::config::{Config, TableName};
 #[derive(Debug)]
 pub struct Created {
     session: Session,
-    tables: Vec<TableName>,
+    tables: Vec<(TableName, Names)>,
 }
 
 impl Created {
@@ -26,7 +26,8 @@ impl Created {
         Ok(Self {
             session: Session::new(&config.database)?,
             tables: (config.outboxes.iter())
-                .map(|outbox| outbox.table.clone())
+                .filter(|outbox| outbox.layout.created_at.is_some())
+                .map(|outbox| (outbox.table.clone(), names(&outbox.layout, "t.")))
                 .collect(),
         })
     }
@@ -53,11 +54,13 @@ impl Created {
         let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
         let ids = ids.join(",");
         let limit = self.session.answer_timeout();
-        for table in &self.tables {
+        for (table, row) in &self.tables {
             let sql = format!(
-                "select t.id::text, (extract(epoch from t.created_at) * 1000)::float8
-                   from {} t where t.id = any ('{{{ids}}}'::uuid[]) and t.created_at is not null",
-                quote_table(table)
+                "select {id}::text, (extract(epoch from {created_at}) * 1000)::float8
+                   from {} t where {id} = any ('{{{ids}}}'::uuid[]) and {created_at} is not null",
+                quote_table(table),
+                id = row.id,
+                created_at = row.created_at,
             );
             let connection = self.session.connect().await?;
             let rows = sqlx::raw_sql(fixed(&sql)).fetch_all(connection);

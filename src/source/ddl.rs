@@ -2,10 +2,20 @@
 
 use super::archive_sql;
 use super::emit_sql;
-use super::layout::{index_name, literal, own_name, quote, quote_table};
+use super::layout::{Names, index_name, literal, names, own_name, quote, quote_table};
 use super::sql::lane_of;
-use crate::config::Outbox;
+use crate::config::{Layout, Outbox};
 use crate::route::Router;
+
+/// What tells the order of rows that were inserted before they had numbers. Without a time the numbers of
+/// the transactions that wrote them do, and in each the number of the statement: `age`, because
+/// those of transactions go round; a row's place alone would tell nothing where space was used again.
+pub(super) fn order(layout: &Layout, row: &Names) -> String {
+    match layout.created_at {
+        Some(_) => format!("{}, {}", row.created_at, row.id),
+        None => "age(xmin) desc, cmin::text::int8, ctid".to_owned(),
+    }
+}
 
 /// The SQL that changes one table, each statement safe to run twice.
 pub(super) struct Ddl<'a> {
@@ -61,31 +71,42 @@ $outbox_relay$;",
     /// table gets and needs no numbers for.
     pub(super) fn number(&self) -> String {
         let table = &self.table;
-        let pending = "published_at is null and seq is null";
+        let (plain, row) = (
+            names(&self.outbox.layout, ""),
+            names(&self.outbox.layout, "t."),
+        );
+        let pending = format!("{} and seq is null", plain.unpublished);
+        let (id, order) = (&plain.id, order(&self.outbox.layout, &plain));
         let outbox = literal(&self.outbox.table.to_string());
         format!(
             "do $outbox_relay$
 begin
   if exists (select from {table} where {pending}) then
     update {table} t set seq = n.seq
-      from (select id, row_number() over (order by created_at, id) - count(*) over () as seq
+      from (select {id} as id, row_number() over (order by {order}) - count(*) over () as seq
               from {table} where {pending}) n
-     where t.id = n.id and t.seq is null and t.published_at is null;
+     where {t_id} = n.id and t.seq is null and {unpublished};
     if found then
       update outbox_relay.lane set settled_seq = null, settled_file = null where outbox = {outbox};
     end if;
   end if;
 end
-$outbox_relay$;"
+$outbox_relay$;",
+            t_id = row.id,
+            unpublished = row.unpublished,
         )
     }
 
     pub(super) fn index(&self) -> String {
         let index = quote(&index_name(&self.outbox.table, self.lanes));
-        let lane = lane_of("", self.lanes);
+        let row = names(&self.outbox.layout, "");
+        let lane = lane_of(&row, self.lanes);
+        let waiting = match self.outbox.layout.published_at {
+            Some(_) => format!(" where {}", row.unpublished),
+            None => String::new(),
+        };
         format!(
-            "create index concurrently if not exists {index} on {}\n  ({lane}, seq) where \
-             published_at is null;",
+            "create index concurrently if not exists {index} on {}\n  ({lane}, seq){waiting};",
             self.table
         )
     }
@@ -103,10 +124,12 @@ on conflict do nothing;",
     }
 
     pub(super) fn routing(&self) -> String {
-        let routing = Router::of(self.outbox).fingerprint(self.outbox.layout);
+        let routing = Router::of(self.outbox).fingerprint(&self.outbox.layout);
         format!(
-            "update outbox_relay.outbox set routing = {} where name = {};",
+            "update outbox_relay.outbox set routing = {}, columns = {} where name = {};",
             literal(&routing),
+            (self.outbox.layout.kept())
+                .map_or_else(|| "null".to_owned(), |kept| literal(&kept.to_string())),
             literal(&self.outbox.table.to_string())
         )
     }

@@ -16,7 +16,7 @@ use super::session::{Session, answer};
 use super::sql::{Timeouts, begin};
 use crate::config::{Database, Outbox, Relay};
 use crate::dead_letter::Letter;
-use crate::record::{EVENT_ID, EVENT_TYPE, Header, Record};
+use crate::record::{Encoding, Header, Record, Standard};
 
 /// Most letters at once.
 const ROWS_MAX: i64 = 100;
@@ -30,6 +30,7 @@ pub struct DeadLetters {
     claim: SqlStr,
     taken: SqlStr,
     bytes_max: usize,
+    encoding: Encoding,
 }
 
 impl DeadLetters {
@@ -79,6 +80,7 @@ impl DeadLetters {
                     .to_owned(),
             ),
             bytes_max: relay.claim_bytes_max,
+            encoding: outbox.encoding.clone(),
         })
     }
 
@@ -107,8 +109,8 @@ impl DeadLetters {
         let rows = answer(limit, "read dead letters", rows).await?;
         let (mut letters, mut bytes) = (Vec::new(), 0);
         for row in &rows {
-            let letter =
-                letter(row).map_err(|error| Error::statement("read dead letters", error))?;
+            let letter = letter(row, &self.encoding)
+                .map_err(|error| Error::statement("read dead letters", error))?;
             bytes += letter.record.size_bytes();
             if letters.is_empty() || bytes <= self.bytes_max {
                 letters.push(letter);
@@ -137,7 +139,7 @@ impl DeadLetters {
     }
 }
 
-fn letter(row: &PgRow) -> Result<Letter, sqlx::Error> {
+fn letter(row: &PgRow, encoding: &Encoding) -> Result<Letter, sqlx::Error> {
     let key: String = row.try_get(7)?;
     let headers: Option<String> = row.try_get(11)?;
     let headers = match headers {
@@ -147,14 +149,21 @@ fn letter(row: &PgRow) -> Result<Letter, sqlx::Error> {
         None => {
             let id: Uuid = row.try_get(5)?;
             let event_type: String = row.try_get(8)?;
-            let header = |name: &'static str, value: String| Header {
-                name: name.into(),
-                value: Some(value.into_bytes().into()),
+            let (aggregate_type, seq): (String, i64) = (row.try_get(6)?, row.try_get(4)?);
+            let header = |(what, name): &(Standard, String)| Header {
+                name: name.clone().into(),
+                value: Some(
+                    match what {
+                        Standard::EventId => id.hyphenated().to_string(),
+                        Standard::EventType => event_type.clone(),
+                        Standard::AggregateType => aggregate_type.clone(),
+                        Standard::Seq => seq.to_string(),
+                    }
+                    .into_bytes()
+                    .into(),
+                ),
             };
-            vec![
-                header(EVENT_ID, id.hyphenated().to_string()),
-                header(EVENT_TYPE, event_type),
-            ]
+            encoding.headers.iter().map(header).collect()
         }
     };
     Ok(Letter {

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use super::layout::{columns, cut_name, literal, quote_table};
+use super::layout::{cut_name, literal, quote_table};
 use crate::config::{Outbox, TableName};
 
 /// The name of the functions of an outbox that is not the first of its database: `emit_schema_table`. What
@@ -21,10 +21,22 @@ fn name(table: &TableName) -> String {
 
 /// What the table calls each of an event's columns, as SQL.
 fn names(outbox: &Outbox) -> String {
-    let columns = columns(outbox.layout).iter().map(|column| column.name);
-    let written = columns.filter(|name| *name != "published_at");
-    let all: Map<String, Value> = written
-        .map(|name| (name.to_owned(), Value::from(name)))
+    let layout = &outbox.layout;
+    let needed = [
+        ("id", &layout.id),
+        ("aggregate_id", &layout.aggregate_id),
+        ("aggregate_type", &layout.aggregate_type),
+        ("event_type", &layout.event_type),
+        ("payload", &layout.payload),
+    ];
+    let optional = [
+        ("headers", &layout.headers),
+        ("topic", &layout.topic),
+        ("created_at", &layout.created_at),
+    ];
+    let optional = (optional.into_iter()).filter_map(|(role, name)| Some((role, name.as_ref()?)));
+    let all: Map<String, Value> = (needed.into_iter().chain(optional))
+        .map(|(role, name)| (role.to_owned(), Value::from(name.as_str())))
         .collect();
     literal(&Value::Object(all).to_string())
 }

@@ -11,7 +11,7 @@ use super::archive_sql;
 use super::emit_sql;
 use super::error::Error;
 use super::inspect::Look;
-use super::layout::{literal, quote, quote_table};
+use super::layout::{literal, quote, quote_if_need_be, quote_table};
 use crate::config::{OnPublished, Outbox};
 use crate::finding::Finding;
 
@@ -52,14 +52,16 @@ fn rights_in_schemas(outbox: &Outbox) -> Vec<Right> {
         grant: format!("{grant} on {table}"),
         check,
     };
+    // locking a row takes the right to update some column of it: where there is none to mark, the relay's own
+    let updated = outbox.layout.published_at.as_deref().unwrap_or("seq");
     let mut all = vec![
         on_table("select", format!("has_table_privilege({t}, 'select')")),
-        // locking a row takes the right to update some column of it
         on_table(
-            "update (published_at)",
+            &format!("update ({})", quote_if_need_be(updated)),
             format!(
-                "(has_column_privilege({t}, 'published_at', 'update')
-                  or has_table_privilege({t}, 'update'))"
+                "(has_column_privilege({t}, {updated}, 'update')
+                  or has_table_privilege({t}, 'update'))",
+                updated = literal(updated)
             ),
         ),
         // parking moves rows, whatever becomes of published ones

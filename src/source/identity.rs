@@ -17,11 +17,12 @@ use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _};
 use super::audit;
 use super::error::Error;
 use super::inspect::Inspector;
-use super::layout::{literal, quote_table};
+use super::layout::{literal, names, quote_table};
 use super::parked::Who;
 use super::polling::Polling;
 use super::session::{Session, answer, committed, fixed, options};
 use super::sql::{Timeouts, begin};
+use super::tables::layout_kept;
 use crate::config::{Config, Database};
 
 /// A database, as far as it can be told from others.
@@ -322,9 +323,11 @@ impl Adopter {
         let outbox = table.to_string();
         let kept = kept(connection, limit, &outbox).await?;
         let ours = ours(connection, limit, host).await?;
+        let layout = layout_kept(connection, limit, &outbox).await?;
         let pending = format!(
-            "select count(*) from {} where published_at is null",
-            quote_table(table)
+            "select count(*) from {} where {}",
+            quote_table(table),
+            names(&layout, "").unpublished
         );
         let pending = sqlx::raw_sql(fixed(&pending)).fetch_one(connection);
         let pending = answer(limit, DOING, pending).await?.try_get(0);

@@ -9,7 +9,9 @@ use sqlx::postgres::{PgConnection, PgRow};
 
 use super::barrier::Barrier;
 use super::error::Error;
-use super::layout::{columns, index_name, literal, own_name, quote, quote_table};
+use super::layout::{
+    columns, index_name, literal, names, own_name, quote, quote_if_need_be, quote_table,
+};
 use super::polling::{Polling, Settings};
 use super::session::{Session, answer, committed, fixed};
 use super::sql::{Statements, Table, Timeouts, lane_of};
@@ -107,7 +109,7 @@ impl Inspector {
         if look.wrong.is_empty() {
             look.set_back(lanes).await?;
         }
-        let routing = Router::of(&self.outbox).fingerprint(self.outbox.layout);
+        let routing = Router::of(&self.outbox).fingerprint(&self.outbox.layout);
         if look.wrong.is_empty() {
             look.routing(&routing).await?;
         }
@@ -119,7 +121,7 @@ impl Inspector {
         let statements = Statements::render(
             Table {
                 name,
-                layout: self.outbox.layout,
+                layout: &self.outbox.layout,
                 on_published: self.outbox.on_published,
                 lanes,
                 payload_is_bytea,
@@ -242,31 +244,37 @@ impl Look<'_> {
         };
         let nullable = |name: &str| found.iter().any(|(n, _, not_null)| n == name && !not_null);
         let name = &self.outbox.table;
-        for column in columns(self.outbox.layout) {
-            let wanted = column.types.join(", ");
-            match type_of(column.name) {
+        for column in columns(&self.outbox.layout) {
+            let wanted = match column.types {
+                [] => "of any type".to_owned(),
+                types => types.join(", "),
+            };
+            let quoted = quote_if_need_be(&column.name);
+            match type_of(&column.name) {
                 None => {
                     let why = format!(
                         "{name} has no column {} ({wanted}), which its layout has: add it, or name \
                          the right layout in the config. `outbox-relay migrate` does not add it",
                         column.name
                     );
-                    let (table, first) = (quote_table(name), column.types[0]);
-                    self.wrong.push(match column.not_null {
-                        // nobody but the service can fill it
-                        true => Finding::words(why),
-                        false => Finding::sql(
+                    let table = quote_table(name);
+                    self.wrong.push(match column.types.first() {
+                        Some(first) if !column.not_null => Finding::sql(
                             why,
-                            format!("alter table {table} add column {} {first};", column.name),
+                            format!("alter table {table} add column {quoted} {first};"),
                         ),
+                        // nobody but the service can fill it
+                        _ => Finding::words(why),
                     });
                 }
-                Some(t) if !column.types.contains(&t) => self.wrong.push(Finding::words(format!(
-                    "the column {} of {name} is {t}; its layout takes {wanted}. \
+                Some(t) if !column.types.is_empty() && !column.types.contains(&t) => {
+                    self.wrong.push(Finding::words(format!(
+                        "the column {} of {name} is {t}; its layout takes {wanted}. \
                      `outbox-relay migrate` does not change it",
-                    column.name
-                ))),
-                Some(_) if column.not_null && nullable(column.name) => {
+                        column.name
+                    )));
+                }
+                Some(_) if column.not_null && nullable(&column.name) => {
                     self.wrong.push(Finding::sql(
                         format!(
                             "the column {} of {name} may be null, and a row without it cannot be \
@@ -274,9 +282,8 @@ impl Look<'_> {
                             column.name
                         ),
                         format!(
-                            "alter table {} alter column {} set not null;",
+                            "alter table {} alter column {quoted} set not null;",
                             quote_table(name),
-                            column.name
                         ),
                     ));
                 }
@@ -294,7 +301,7 @@ impl Look<'_> {
                  change it"
             ))),
         }
-        Ok(type_of("payload") == Some("bytea"))
+        Ok(type_of(&self.outbox.layout.payload) == Some("bytea"))
     }
 
     /// Whether `seq` keeps order: numbers drawn one by one, never again, by nobody but Postgres.
@@ -429,14 +436,16 @@ impl Look<'_> {
     /// Whether every pending row has its number.
     pub(super) async fn numbered(&mut self, lanes: u16) -> Result<(), Error> {
         let name = &self.outbox.table;
-        let (table, lane) = (quote_table(name), lane_of("t.", lanes));
+        let row = names(&self.outbox.layout, "t.");
+        let (table, lane) = (quote_table(name), lane_of(&row, lanes));
+        let unpublished = &row.unpublished;
         let unnumbered = self
             .truth(
                 "look for rows without a number",
                 format!(
                     "select exists (select from generate_series(0, {}) as l (lane)
                        cross join lateral (select from {table} t
-                        where t.published_at is null and {lane} = l.lane and t.seq is null
+                        where {unpublished} and {lane} = l.lane and t.seq is null
                         limit 1) x)",
                     lanes - 1
                 ),
@@ -454,7 +463,9 @@ impl Look<'_> {
     /// Whether the sequence will give numbers below those that wait: new rows would pass old ones.
     pub(super) async fn set_back(&mut self, lanes: u16) -> Result<(), Error> {
         let name = &self.outbox.table;
-        let (table, lane) = (quote_table(name), lane_of("t.", lanes));
+        let row = names(&self.outbox.layout, "t.");
+        let (table, lane) = (quote_table(name), lane_of(&row, lanes));
+        let unpublished = &row.unpublished;
         let outbox = literal(&name.to_string());
         // The rows are read as of the statement's begin and the sequence as of now, so that no row is
         // newer than the sequence. A role that may not look at it learns nothing.
@@ -467,7 +478,7 @@ impl Look<'_> {
                       cross join (select max(x.seq) as seq
                          from (select y.seq from generate_series(0, {}) as l (lane)
                                 cross join lateral (select t.seq from {table} t
-                                 where t.published_at is null and {lane} = l.lane and t.seq is not null
+                                 where {unpublished} and {lane} = l.lane and t.seq is not null
                                  order by t.seq desc limit 1) y
                                 union all
                                select max(p.seq) from outbox_relay.parked p

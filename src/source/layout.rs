@@ -1,76 +1,159 @@
 //! Which columns an outbox table has, and what each is to the relay.
 
-use crate::config::{Layout, TableName};
+use crate::config::{Layout, LayoutKind, TableName};
 
 /// A column the relay needs, and the types it takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Column {
-    pub(super) name: &'static str,
-    /// Names as `format_type` prints them, any of which will do.
+    pub(super) name: String,
+    /// Names as `format_type` prints them, any of which will do; none: any type.
     pub(super) types: &'static [&'static str],
     /// Whether a row without it could not even be routed.
     pub(super) not_null: bool,
 }
 
-const fn column(name: &'static str, types: &'static [&'static str]) -> Column {
-    Column {
-        name,
-        types,
-        not_null: false,
-    }
-}
-
-const fn not_null(name: &'static str, types: &'static [&'static str]) -> Column {
-    Column {
-        name,
-        types,
-        not_null: true,
-    }
-}
-
 const TEXT: &[&str] = &["text", "character varying"];
 const PAYLOAD: &[&str] = &["jsonb", "json", "text", "character varying", "bytea"];
 const TIME: &[&str] = &["timestamp with time zone", "timestamp without time zone"];
+const KEY: &[&str] = &["text", "character varying", "uuid", "bigint", "integer"];
 
-const CLASSIC: &[Column] = &[
-    not_null("id", &["uuid"]),
-    column(
-        "aggregate_id",
-        &["uuid", "text", "character varying", "bigint", "integer"],
-    ),
-    not_null("aggregate_type", TEXT),
-    not_null("event_type", TEXT),
-    column("payload", PAYLOAD),
-    column("created_at", TIME),
-    column("published_at", TIME),
-];
+/// The columns of `layout`, each once, without `seq`, which is the relay's own.
+pub(super) fn columns(layout: &Layout) -> Vec<Column> {
+    // the first type is the one to add a column with
+    let key = match layout.kind {
+        LayoutKind::Classic => &["uuid", "text", "character varying", "bigint", "integer"],
+        _ => KEY,
+    };
+    let of = |name: &String, types, not_null| Column {
+        name: name.clone(),
+        types,
+        not_null,
+    };
+    let needed = [
+        (&layout.id, &["uuid"] as &'static [_], true),
+        (&layout.aggregate_id, key, false),
+        (&layout.aggregate_type, TEXT, true),
+        (&layout.event_type, TEXT, true),
+        (&layout.payload, PAYLOAD, false),
+    ];
+    let mut all: Vec<Column> = (needed.into_iter())
+        .map(|(name, types, not_null)| of(name, types, not_null))
+        .collect();
+    let optional = [
+        (&layout.headers, &["jsonb", "json"] as &'static [_]),
+        (&layout.topic, TEXT),
+        (&layout.created_at, TIME),
+        (&layout.published_at, TIME),
+    ];
+    let optional = (optional.into_iter()).filter_map(|(name, types)| Some((name.as_ref()?, types)));
+    all.extend(optional.map(|(name, types)| of(name, types, false)));
+    let placed = layout.placed.iter().map(|placed| &placed.column);
+    for name in placed.chain(&layout.routing) {
+        if !all.iter().any(|column| column.name == *name) {
+            all.push(of(name, &[], false));
+        }
+    }
+    all
+}
 
-const NATIVE: &[Column] = &[
-    not_null("id", &["uuid"]),
-    column(
-        "aggregate_id",
-        &["text", "character varying", "uuid", "bigint", "integer"],
-    ),
-    not_null("aggregate_type", TEXT),
-    not_null("event_type", TEXT),
-    column("payload", PAYLOAD),
-    column("headers", &["jsonb", "json"]),
-    column("topic", TEXT),
-    column("created_at", TIME),
-    column("published_at", TIME),
-];
+/// What the statements call the columns of a row.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    pub(super) id: String,
+    /// The aggregate's id, as text.
+    pub(super) key: String,
+    /// The aggregate's type, as text.
+    pub(super) aggregate_type: String,
+    /// The event's type, as text.
+    pub(super) event_type: String,
+    /// In the type it has.
+    pub(super) payload: String,
+    /// Further headers as the text that `Encoding` reads, or null.
+    pub(super) own_headers: String,
+    /// The row's own topic and what else it is routed by, as the text that `Router` reads, or null.
+    pub(super) own_topic: String,
+    /// A time, or null where there is none.
+    pub(super) created_at: String,
+    /// A time, or null where there is none.
+    pub(super) published_at: String,
+    /// That the row waits still: where there is nothing to mark, each row that is there.
+    pub(super) unpublished: String,
+}
 
-/// The columns of `layout`, without `seq`, which is the relay's own.
-pub(super) const fn columns(layout: Layout) -> &'static [Column] {
-    match layout {
-        Layout::Classic => CLASSIC,
-        Layout::Native => NATIVE,
+/// The columns of a row of `layout` that SQL calls `row`: `"t."`, or nothing.
+pub(super) fn names(layout: &Layout, row: &str) -> Names {
+    let of = |name: &str| format!("{row}{}", quote_if_need_be(name));
+    let optional = |name: &Option<String>| name.as_deref().map(of);
+    let time = |name: Option<String>| name.unwrap_or_else(|| "null::timestamptz".to_owned());
+    let published_at = optional(&layout.published_at);
+    let own = |name: &Option<String>, or: &str| {
+        optional(name).map_or_else(|| or.to_owned(), |name| format!("{name}::text"))
+    };
+    let own_headers = if layout.placed.is_empty() {
+        own(&layout.headers, "null::text")
+    } else {
+        let placed = layout.placed.iter().map(|placed| {
+            let column = of(&placed.column);
+            let value = match placed.is_time {
+                true => format!(
+                    "to_char({column}::timestamptz at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+                ),
+                false => format!("{column}::text"),
+            };
+            format!("{}::text, {value}", literal(&placed.header))
+        });
+        format!(
+            "json_build_array({}, json_build_object({}))::text",
+            optional(&layout.headers).unwrap_or_else(|| "null".to_owned()),
+            placed.collect::<Vec<_>>().join(", ")
+        )
+    };
+    let own_topic = if layout.routing.is_empty() {
+        own(&layout.topic, "null::text")
+    } else {
+        let columns = layout
+            .routing
+            .iter()
+            .map(|name| format!("{}::text", of(name)));
+        let all: Vec<String> = std::iter::once(own(&layout.topic, "null::text"))
+            .chain(columns)
+            .collect();
+        format!("json_build_array({})::text", all.join(", "))
+    };
+    Names {
+        id: of(&layout.id),
+        key: format!("{}::text", of(&layout.aggregate_id)),
+        aggregate_type: format!("{}::text", of(&layout.aggregate_type)),
+        event_type: format!("{}::text", of(&layout.event_type)),
+        payload: of(&layout.payload),
+        own_headers,
+        own_topic,
+        created_at: time(optional(&layout.created_at)),
+        unpublished: (published_at.as_ref())
+            .map_or_else(|| "true".to_owned(), |name| format!("{name} is null")),
+        published_at: time(published_at),
     }
 }
 
-/// Whether rows carry headers and a topic of their own.
-pub(super) const fn has_headers_and_topic(layout: Layout) -> bool {
-    matches!(layout, Layout::Native)
+/// The name as it is written in SQL behind a row's: as it is, where Postgres would not take it otherwise.
+pub(crate) fn quote_if_need_be(name: &str) -> String {
+    // what follows has been written so since before it could be anything else
+    const KNOWN: [&str; 10] = [
+        "id",
+        "aggregate_id",
+        "aggregate_type",
+        "event_type",
+        "payload",
+        "headers",
+        "topic",
+        "created_at",
+        "published_at",
+        "seq",
+    ];
+    match KNOWN.contains(&name) {
+        true => name.to_owned(),
+        false => quote(name),
+    }
 }
 
 /// The name as it is written in SQL: quoted, whatever it holds.

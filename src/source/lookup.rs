@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::archive_sql;
 use super::error::Error;
-use super::layout::{has_headers_and_topic, literal, quote_table};
+use super::layout::{Names, literal, names, quote_table};
 use super::session::{Session, answer};
 use super::sql::{Timeouts, begin, lane_of};
 use crate::config::{Database, Outbox};
@@ -144,10 +144,17 @@ impl Lookup {
     async fn row(&mut self, outbox: &Outbox, id: Uuid) -> Result<Option<OutboxRow>, Error> {
         const DOING: &str = "look for the event's row";
         let limit = self.session.answer_timeout();
-        let own_topic = match has_headers_and_topic(outbox.layout) {
-            true => "t.topic::text",
-            false => "null::text",
-        };
+        let row = names(&outbox.layout, "t.");
+        let Names {
+            id: id_column,
+            key,
+            aggregate_type,
+            event_type,
+            own_topic,
+            published_at,
+            unpublished,
+            ..
+        } = &row;
         let (table, name) = (
             quote_table(&outbox.table),
             literal(&outbox.table.to_string()),
@@ -155,9 +162,9 @@ impl Lookup {
         // the lane as its hash and their number give it; who locked the row is in its xmax while that
         // transaction runs
         let sql = format!(
-            "select t.seq, t.aggregate_type::text, t.aggregate_id::text, t.event_type::text, {own_topic},
-                    {published_at}, (extract(epoch from t.published_at) * 1000)::int8,
-                    hashtext(coalesce(t.aggregate_id::text, ''))::int8 & (nullif(n.lanes, 0) - 1), n.lanes,
+            "select t.seq, {aggregate_type}, {key}, {event_type}, {own_topic},
+                    {published_utc}, (extract(epoch from {published_at}) * 1000)::int8,
+                    hashtext(coalesce({key}, ''))::int8 & (nullif(n.lanes, 0) - 1), n.lanes,
                     k.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''),
                     coalesce(extract(epoch from clock_timestamp() - a.xact_start), 0)::int8
                from {table} t
@@ -166,20 +173,21 @@ impl Lookup {
                  on k.locktype = 'transactionid' and k.mode = 'ExclusiveLock' and k.granted
                 and k.transactionid = t.xmax
                left join pg_catalog.pg_stat_activity a on a.pid = k.pid
-              where t.id = $1",
-            published_at = utc("t.published_at"),
+              where {id_column} = $1",
+            published_utc = utc(published_at),
         );
-        let row = sqlx::query(AssertSqlSafe(sql))
+        let found = sqlx::query(AssertSqlSafe(sql))
             .bind(id)
             .fetch_optional(self.session.connection()?);
-        let (row, archived) = match answer(limit, DOING, row).await? {
+        let (found_row, archived) = match answer(limit, DOING, found).await? {
             Some(row) => (row, false),
-            None => match self.archived(outbox, id, own_topic).await? {
+            None => match self.archived(outbox, id).await? {
                 Some(row) => (row, true),
                 None => return Ok(None),
             },
         };
         let read = || -> Result<(OutboxRow, i64, bool), sqlx::Error> {
+            let row = &found_row;
             let seq: Option<i64> = row.try_get(0)?;
             let event = Event {
                 seq: seq.unwrap_or(0),
@@ -217,11 +225,11 @@ impl Lookup {
         let lanes = u16::try_from(lanes).unwrap_or(0);
         if found.published_at.is_none() && numbered && lanes > 0 {
             // by the lane index
-            let lane = lane_of("t.", lanes);
+            let lane = lane_of(&row, lanes);
             let sql = format!(
                 "select count(*) from (select from {table} t
-                  where t.published_at is null and {lane} = $1 and t.seq < $2
-                    and coalesce(t.aggregate_id::text, '') = $3 limit {BEFORE_MAX}) x"
+                  where {unpublished} and {lane} = $1 and t.seq < $2
+                    and coalesce({key}, '') = $3 limit {BEFORE_MAX}) x"
             );
             let before = sqlx::query_scalar(AssertSqlSafe(sql))
                 .bind(i32::try_from(found.lane.unwrap_or(0)).unwrap_or(0))
@@ -234,12 +242,7 @@ impl Lookup {
     }
 
     /// The event's row in the history of `outbox`, if it has one, whatever its config says by now.
-    async fn archived(
-        &mut self,
-        outbox: &Outbox,
-        id: Uuid,
-        own_topic: &str,
-    ) -> Result<Option<PgRow>, Error> {
+    async fn archived(&mut self, outbox: &Outbox, id: Uuid) -> Result<Option<PgRow>, Error> {
         const DOING: &str = "look for the event in the history";
         let limit = self.session.answer_timeout();
         let there = AssertSqlSafe(archive_sql::readable(&outbox.table));
@@ -247,7 +250,7 @@ impl Lookup {
         if !answer(limit, DOING, there).await? {
             return Ok(None);
         }
-        let sql = archive_sql::find(&outbox.table, own_topic, &utc("t.published_at"));
+        let sql = archive_sql::find(&outbox.table, &outbox.layout, &utc("t.published_at"));
         let row = sqlx::query(AssertSqlSafe(sql))
             .bind(id)
             .fetch_optional(self.session.connection()?);

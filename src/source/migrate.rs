@@ -20,7 +20,7 @@ use super::ddl::Ddl;
 use super::emit_sql;
 use super::error::Error;
 use super::grants;
-use super::layout::{index_name, literal, quote, quote_table};
+use super::layout::{index_name, literal, names, quote, quote_table};
 use super::session::{Session, answer};
 use crate::config::{Config, Database, OnPublished, Outbox};
 use crate::route::Router;
@@ -338,26 +338,41 @@ impl TableMigration<'_> {
 
     async fn find_unnumbered(&mut self) -> Result<Option<Step>, Error> {
         let (name, table) = (&self.outbox.table, quote_table(&self.outbox.table));
-        let pending = "published_at is null and seq is null";
+        let layout = &self.outbox.layout;
+        let row = names(layout, "");
+        let pending = format!("{} and seq is null", row.unpublished);
         let rows = self
             .number(format!("select count(*) from {table} where {pending}"))
             .await?;
         if rows == 0 {
             return Ok(None);
         }
-        let ties = self
-            .number(format!(
-                "select coalesce(sum(n), 0)::int8 from (select count(*) as n from {table}
-                  where {pending} group by aggregate_id, created_at having count(*) > 1) t"
-            ))
-            .await?;
-        let mut leave = format!(
-            "{name}: numbers its {rows} rows that are not published, in the order of created_at, id; \
-             published rows are left alone"
-        );
+        let ties = match &layout.created_at {
+            None => 0,
+            Some(_) => {
+                self.number(format!(
+                    "select coalesce(sum(n), 0)::int8 from (select count(*) as n from {table}
+                      where {pending} group by {key}, {created_at} having count(*) > 1) t",
+                    key = row.key,
+                    created_at = row.created_at,
+                ))
+                .await?
+            }
+        };
+        let mut leave = match &layout.created_at {
+            Some(created_at) => format!(
+                "{name}: numbers its {rows} rows that are not published, in the order of {created_at}, {}; \
+                 published rows are left alone",
+                layout.id
+            ),
+            None => format!(
+                "{name}: numbers its {rows} rows, in the order of the transactions that inserted them: the \
+                 table has no time that tells it. After a restore from a dump that is the order of the dump"
+            ),
+        };
         if ties > 0 {
             leave.push_str(&format!(
-                ". {ties} of them share created_at with another row of their aggregate: nothing in \
+                ". {ties} of them share their time with another row of their aggregate: nothing in \
                  the table tells their order, so the id decides"
             ));
         }
@@ -439,7 +454,7 @@ impl TableMigration<'_> {
     async fn find_routing(&mut self) -> Result<Option<Step>, Error> {
         let name = &self.outbox.table;
         let outbox = literal(&name.to_string());
-        let ours = Router::of(self.outbox).fingerprint(self.outbox.layout);
+        let ours = Router::of(self.outbox).fingerprint(&self.outbox.layout);
         let routing = format!("select routing from outbox_relay.outbox where name = {outbox}");
         let routing = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(routing))
             .fetch_optional(&mut *self.connection);
@@ -478,7 +493,7 @@ impl TableMigration<'_> {
 
     async fn find_history(&mut self) -> Result<Option<Step>, Error> {
         let name = &self.outbox.table;
-        let there = archive_sql::is_made(name, self.outbox.layout);
+        let there = archive_sql::is_made(name, &self.outbox.layout);
         if self.outbox.on_published != OnPublished::Archive || self.truth(there).await? {
             return Ok(None);
         }

@@ -62,7 +62,7 @@ pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
 pub use identity::{Adopter, Adoption, Identified, Identity, Kept};
 pub use inspect::{Inspection, Inspector};
-pub(crate) use layout::{literal, quote, quote_table};
+pub(crate) use layout::{literal, quote, quote_if_need_be, quote_table};
 pub use left::Left;
 pub use lookup::{BEFORE_MAX, Locker, Lookup, OutboxRow, ParkedPlace, Whereabouts};
 pub use migrate::{Migrated, Migration};
@@ -83,7 +83,7 @@ pub use wakeup::listen;
 #[must_use]
 pub fn hot_statements(
     name: &crate::config::TableName,
-    layout: crate::config::Layout,
+    layout: &crate::config::Layout,
     on_published: crate::config::OnPublished,
     lanes: u16,
 ) -> Vec<(&'static str, String)> {
@@ -101,7 +101,7 @@ pub fn hot_statements(
     };
     let all = sql::Statements::render(table, timeouts);
     let sampling = sampling::Sql::render(name, layout, lanes, 30_000);
-    let waiting = aggregates::Sql::render(name, lanes, 30_000);
+    let waiting = aggregates::Sql::render(name, layout, lanes, 30_000);
     let named = [
         ("open", all.open),
         ("lanes", all.lanes),

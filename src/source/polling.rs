@@ -641,7 +641,7 @@ mod tests {
         let name = TableName::parse("outbox").unwrap();
         let table = Table {
             name: &name,
-            layout: Layout::Classic,
+            layout: &Layout::default(),
             on_published: OnPublished::Mark,
             lanes: 4,
             payload_is_bytea: false,

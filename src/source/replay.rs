@@ -13,7 +13,7 @@ use super::archive_sql;
 use super::audit;
 use super::decode;
 use super::error::Error;
-use super::layout::{has_headers_and_topic, literal, quote_table};
+use super::layout::{Names, literal, names, quote_table};
 use super::parked::Who;
 use super::polling::Polling;
 use super::session::{Session, answer};
@@ -72,18 +72,20 @@ impl Replayer {
     /// What stands behind `from`: the rows that were published, as `t`. With a history also those that are
     /// still in the table, marked, from before there was one.
     fn published(&self) -> String {
-        let (name, layout) = (&self.outbox.table, self.outbox.layout);
+        let (name, layout) = (&self.outbox.table, &self.outbox.layout);
         match self.outbox.on_published {
             OnPublished::Archive => archive_sql::published(name, layout),
             OnPublished::Mark | OnPublished::Delete => format!("{} t", quote_table(name)),
         }
     }
 
-    fn own_columns(&self) -> (&'static str, &'static str) {
-        match has_headers_and_topic(self.outbox.layout) {
-            true => ("t.headers::text", "t.topic::text"),
-            false => ("null::text", "null::text"),
+    /// What those are called there. A history has a time of publishing of its own.
+    fn names(&self) -> Names {
+        let mut names = names(&self.outbox.layout, "t.");
+        if self.outbox.on_published == OnPublished::Archive {
+            names.published_at = "t.published_at".to_owned();
         }
+        names
     }
 
     /// The rows of `chosen`, in outbox order, `rows_max` of them and one more at most. Published rows
@@ -94,20 +96,29 @@ impl Replayer {
     pub async fn choose(&mut self, chosen: &Chosen, rows_max: i64) -> Result<Vec<Marked>, Error> {
         const DOING: &str = "choose the rows to replay";
         let limit = self.session.answer_timeout();
-        let (published, (_, own_topic)) = (self.published(), self.own_columns());
+        let (published, row) = (self.published(), self.names());
+        let Names {
+            id,
+            key,
+            aggregate_type,
+            event_type,
+            own_topic,
+            created_at,
+            published_at,
+            ..
+        } = &row;
         // no index serves this, as none is wanted for marked rows: the table is read once; of a history the
         // partitions that `since` asks for
         let sql = format!(
-            "select t.ctid::text, coalesce(t.seq, 0), t.id, t.aggregate_type::text, t.aggregate_id::text,
-                    t.event_type::text, {own_topic}
+            "select t.ctid::text, coalesce(t.seq, 0), {id}, {aggregate_type}, {key}, {event_type}, {own_topic}
                from {published}
-              where t.published_at is not null
+              where {published_at} is not null
                 and ($1::float8 is null
-                     or t.published_at >= statement_timestamp() - make_interval(secs => $1))
-                and (cardinality($2::text[]) = 0 or t.aggregate_id::text = any ($2))
-                and (cardinality($3::text[]) = 0 or t.event_type::text = any ($3))
-                and (cardinality($4::uuid[]) = 0 or t.id = any ($4))
-              order by t.seq nulls first, t.created_at, t.id
+                     or {published_at} >= statement_timestamp() - make_interval(secs => $1))
+                and (cardinality($2::text[]) = 0 or {key} = any ($2))
+                and (cardinality($3::text[]) = 0 or {event_type} = any ($3))
+                and (cardinality($4::uuid[]) = 0 or {id} = any ($4))
+              order by t.seq nulls first, {created_at}, {id}
               limit $5"
         );
         let connection = self.session.begin(&self.open).await?;
@@ -153,28 +164,39 @@ impl Replayer {
         let limit = self.session.answer_timeout();
         let table = quote_table(&self.outbox.table);
         let published = self.published();
-        let (own_headers, own_topic) = self.own_columns();
+        let row = self.names();
+        let Names {
+            id,
+            key,
+            aggregate_type,
+            event_type,
+            own_headers,
+            own_topic,
+            created_at,
+            published_at,
+            ..
+        } = &row;
         let places: Vec<&str> = rows.iter().map(|row| row.place.as_str()).collect();
         let ids: Vec<Uuid> = rows.iter().map(|row| row.event.id).collect();
         let connection = self.session.begin(&self.open).await?;
         let is_bytea = format!(
             "select exists (select from pg_catalog.pg_attribute
-              where attrelid = {}::regclass and attname = 'payload' and atttypid = 'bytea'::regtype)",
-            literal(&table)
+              where attrelid = {}::regclass and attname = {} and atttypid = 'bytea'::regtype)",
+            literal(&table),
+            literal(&self.outbox.layout.payload)
         );
         let is_bytea = sqlx::query_scalar(AssertSqlSafe(is_bytea)).fetch_one(&mut *connection);
         let payload = match answer(limit, DOING, is_bytea).await? {
-            true => "t.payload",
-            false => "t.payload::text",
+            true => row.payload.clone(),
+            false => format!("{}::text", row.payload),
         };
         // the columns of a claim
         let sql = format!(
-            "select 0, coalesce(t.seq, 0), t.tableoid, t.ctid, t.id, t.aggregate_type::text,
-                    t.aggregate_id::text, t.event_type::text, {payload}, {own_headers}, {own_topic},
-                    t.created_at, false
+            "select 0, coalesce(t.seq, 0), t.tableoid, t.ctid, {id}, {aggregate_type}, {key}, {event_type},
+                    {payload}, {own_headers}, {own_topic}, {created_at}, false
                from {published}
-              where t.ctid = any ($1::text[]::tid[]) and t.id = any ($2)
-                and t.published_at is not null"
+              where t.ctid = any ($1::text[]::tid[]) and {id} = any ($2)
+                and {published_at} is not null"
         );
         let found = sqlx::query(AssertSqlSafe(sql))
             .bind(places)

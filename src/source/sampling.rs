@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr};
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::layout::{has_headers_and_topic, literal, quote_table};
+use super::layout::{Names, literal, names, quote_table};
 use super::session::{Session, answer};
 use super::sql::{PINS, Timeouts, begin, drawn, lane_of, lanes_by_place};
 use crate::config::{Database, Layout, TableName};
@@ -92,15 +92,24 @@ pub(super) struct Sql {
 }
 
 impl Sql {
-    pub(super) fn render(name: &TableName, layout: Layout, lanes: u16, statement_ms: u128) -> Self {
+    pub(super) fn render(
+        name: &TableName,
+        layout: &Layout,
+        lanes: u16,
+        statement_ms: u128,
+    ) -> Self {
         let rows = quote_table(name);
         let outbox = literal(&name.to_string());
-        let lane = lane_of("t.", lanes);
-        let pending = "t.published_at is null and t.seq is not null";
-        let own_topic = match has_headers_and_topic(layout) {
-            true => "t.topic::text",
-            false => "null::text",
-        };
+        let row = names(layout, "t.");
+        let lane = lane_of(&row, lanes);
+        let pending = format!("{} and t.seq is not null", row.unpublished);
+        let Names {
+            aggregate_type,
+            event_type,
+            own_topic,
+            created_at,
+            ..
+        } = &row;
         let drawn = drawn(&rows);
         let lanes = lanes_by_place(&outbox);
         let sql = |text: String| AssertSqlSafe(text).into_sql_str();
@@ -163,8 +172,9 @@ impl Sql {
                         min(x.seq), max(x.seq), extract(epoch from min(x.created_at))::float8
                    from {lanes}
                   cross join lateral
-                        (select l.lane, t.aggregate_type::text as aggregate_type,
-                                t.event_type::text as event_type, {own_topic} as topic, t.seq, t.created_at
+                        (select l.lane, {aggregate_type} as aggregate_type,
+                                {event_type} as event_type, {own_topic} as topic, t.seq,
+                                {created_at} as created_at
                            from {rows} t
                           where {pending} and {lane} = l.lane and t.seq > l.place
                           order by t.seq
@@ -204,7 +214,7 @@ impl Sampler {
     pub fn new(
         database: &Database,
         table: &TableName,
-        layout: Layout,
+        layout: &Layout,
         lanes: u16,
     ) -> Result<Self, Error> {
         let statement_ms = database.statement_timeout.as_millis();

@@ -8,7 +8,7 @@
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::archive_sql;
-use super::layout::{has_headers_and_topic, literal, quote_table};
+use super::layout::{Names, literal, names, quote_if_need_be, quote_table};
 use super::session::SEARCH_PATH;
 use crate::config::{Layout, OnPublished, TableName};
 use crate::ops::{Mistake, makes};
@@ -53,7 +53,7 @@ pub(super) struct Filtered {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Table<'a> {
     pub(super) name: &'a TableName,
-    pub(super) layout: Layout,
+    pub(super) layout: &'a Layout,
     pub(super) on_published: OnPublished,
     pub(super) lanes: u16,
     pub(super) payload_is_bytea: bool,
@@ -77,9 +77,9 @@ pub(super) const PINS: &str = "set local enable_seqscan = off;
      set local row_security = off;";
 
 /// The lane of a row: a hash of the aggregate id as text. The index has this very expression.
-pub(super) fn lane_of(row: &str, lanes: u16) -> String {
+pub(super) fn lane_of(row: &Names, lanes: u16) -> String {
     let mask = lanes - 1;
-    format!("(hashtext(coalesce({row}aggregate_id::text, '')) & {mask})")
+    format!("(hashtext(coalesce({}, '')) & {mask})", row.key)
 }
 
 impl Statements {
@@ -93,30 +93,35 @@ impl Statements {
         } = table;
         let outbox = literal(&name.to_string());
         let rows = quote_table(name);
-        let lane = lane_of("t.", lanes);
+        let (row, moved) = (names(layout, "t."), names(layout, "o."));
+        let lane = lane_of(&row, lanes);
         let mask = lanes - 1;
         // a row without a number has no place in the order: it is an alarm of the look, not a claim
-        let pending = "t.published_at is null and t.seq is not null";
-        let (own_headers, own_topic) = if has_headers_and_topic(layout) {
-            ("t.headers::text", "t.topic::text")
-        } else {
-            ("null::text", "null::text")
-        };
+        let pending = format!("{} and t.seq is not null", row.unpublished);
+        let Names {
+            id,
+            key,
+            aggregate_type,
+            event_type,
+            own_headers,
+            own_topic,
+            created_at,
+            ..
+        } = &row;
         let payload = if payload_is_bytea {
-            "t.payload"
+            row.payload.clone()
         } else {
-            "t.payload::text"
+            format!("{}::text", row.payload)
         };
         let value = if payload_is_bytea {
-            "o.payload"
+            moved.payload.clone()
         } else {
-            "convert_to(o.payload::text, 'UTF8')"
+            format!("convert_to({}::text, 'UTF8')", moved.payload)
         };
-        let moved = |column: &str| column.replace("t.", "o.");
         // $4 aggregates, $5 to $7 kinds: aggregate type, event type, own topic
         let waits = format!(
-            "and coalesce(t.aggregate_id::text, '') <> all ($4::text[])
-             and (t.aggregate_type::text, t.event_type::text, coalesce({own_topic}, '')) not in
+            "and coalesce({key}, '') <> all ($4::text[])
+             and ({aggregate_type}, {event_type}, coalesce({own_topic}, '')) not in
                  (select * from unnest($5::text[], $6::text[], $7::text[]))"
         );
         let claim = |waits: &str, locked: &str| {
@@ -126,9 +131,9 @@ impl Statements {
                           where p.outbox = {outbox} and p.state <> 'dead')) as holding
                    from unnest($1::int4[], $2::int4[], $3::int8[]) as l (lane, rows_max, place)
                   cross join lateral
-                        (select l.lane, t.seq, t.tableoid, t.ctid, t.id, t.aggregate_type::text,
-                                t.aggregate_id::text, t.event_type::text, {payload},
-                                {own_headers}, {own_topic}, t.created_at
+                        (select l.lane, t.seq, t.tableoid, t.ctid, {id}, {aggregate_type},
+                                {key}, {event_type}, {payload},
+                                {own_headers}, {own_topic}, {created_at}
                            from {rows} t
                           where {pending} and {lane} = l.lane and t.seq > l.place {waits}
                           order by t.seq
@@ -246,7 +251,7 @@ impl Statements {
             skipped: filtered(&|waits| {
                 let claimed = if waits.is_empty() { "$4" } else { "$8" };
                 format!(
-                    "select t.seq, coalesce(t.aggregate_id::text, '')
+                    "select t.seq, coalesce({key}, '')
                        from {rows} t
                       where {pending} and {lane} = $1 and t.seq <= $2 and t.seq > $3 {waits}
                         and t.seq <> all ({claimed}::int8[])
@@ -314,7 +319,7 @@ impl Statements {
                    from unnest($1::int4[], $2::int8[], $3::int8[]) as l (lane, place, bound)
                   cross join lateral
                         (select coalesce(min(y.seq) filter (where not y.waits) - 1, max(y.seq), l.place) as place
-                           from (select t.seq, (t.aggregate_type::text, t.event_type::text, coalesce({own_topic}, '')) in
+                           from (select t.seq, ({aggregate_type}, {event_type}, coalesce({own_topic}, '')) in
                                                (select * from unnest($4::text[], $5::text[], $6::text[])) as waits
                                    from {rows} t
                                   where {pending} and {lane} = l.lane and t.seq > l.place and t.seq <= l.bound
@@ -338,7 +343,8 @@ impl Statements {
             // partitioned table. Plan: tid scan.
             finish: sql(match on_published {
                 OnPublished::Mark => format!(
-                    "update {rows} t set published_at = clock_timestamp() where {these}"
+                    "update {rows} t set {marked} = clock_timestamp() where {these}",
+                    marked = marked(layout),
                 ),
                 OnPublished::Delete => format!("delete from {rows} t where {these}"),
                 OnPublished::Archive => archive_sql::finish(name, layout, &these),
@@ -352,9 +358,9 @@ impl Statements {
                 "with moved as (
                    delete from {rows} o
                     where o.tableoid = $1 and o.ctid = any ($2::text[]::tid[])
-                   returning o.ctid as place, o.seq, o.id, o.aggregate_type::text as aggregate_type,
-                             o.aggregate_id::text as aggregate_id,
-                             o.event_type::text as event_type, o.created_at,
+                   returning o.ctid as place, o.seq, {moved_id} as id,
+                             {moved_aggregate_type} as aggregate_type, {moved_key} as aggregate_id,
+                             {moved_event_type} as event_type, {moved_created_at} as created_at,
                              {value} as value, {row_headers} as row_headers,
                              {row_topic} as row_topic)
                  insert into outbox_relay.parked
@@ -370,8 +376,13 @@ impl Statements {
                         as p (place, state, class, reason, topic, headers)
                      on p.place::tid = m.place
                   order by m.seq",
-                row_headers = moved(own_headers),
-                row_topic = moved(own_topic),
+                moved_id = moved.id,
+                moved_aggregate_type = moved.aggregate_type,
+                moved_key = moved.key,
+                moved_event_type = moved.event_type,
+                moved_created_at = moved.created_at,
+                row_headers = moved.own_headers,
+                row_topic = moved.own_topic,
             )),
 
             // The parked rows of the lanes $1 that may be published, oldest first, at most $2: those
@@ -471,18 +482,24 @@ impl Statements {
                          limit $2 for update skip locked))"
             )),
 
-            purge: sql(purge(&rows)),
+            purge: sql(purge(&rows, layout)),
 
             // What is left: pending rows, and parked ones by state, without those somebody gave up.
             left: sql(format!(
-                "select 'pending', count(*) from {rows} t where t.published_at is null
+                "select 'pending', count(*) from {rows} t where {unpublished}
                   union all
                  select p.state, count(*) from outbox_relay.parked p
                   where p.outbox = {outbox} and not (p.state = 'dead' and p.skipped_at is not null)
-                  group by 1"
+                  group by 1",
+                unpublished = row.unpublished,
             )),
         }
     }
+}
+
+/// The column that `mark` sets. A layout without one is refused before.
+fn marked(layout: &Layout) -> String {
+    quote_if_need_be(layout.published_at.as_deref().unwrap_or("published_at"))
 }
 
 /// `drawn`, to put before a statement: the last number of the sequence of `rows`, and the file of the
@@ -557,12 +574,13 @@ pub(super) fn begin(timeouts: Timeouts, settings: &str) -> String {
 /// many, and the last place. No index on the time of publishing is wanted for this: each mark would pay
 /// for it. Plan: tid range scan in the table's own order, from where the last batch ended. Passes over
 /// what somebody has locked.
-pub(super) fn purge(rows: &str) -> String {
+pub(super) fn purge(rows: &str, layout: &Layout) -> String {
+    let published_at = names(layout, "o.").published_at;
     format!(
         "with old as (
            select o.ctid from {rows} o
             where o.ctid > $3::text::tid
-              and o.published_at < clock_timestamp() - make_interval(secs => $1)
+              and {published_at} < clock_timestamp() - make_interval(secs => $1)
             limit $2 for update skip locked),
          gone as (
            delete from {rows} t where t.ctid = any (array(select ctid from old))

@@ -1,13 +1,15 @@
 //! Which outbox tables a database has, for commands that look at them without a relay.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sqlx::Row as _;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgConnection, PgRow};
 
 use super::error::Error;
+use super::layout::literal;
 use super::session::{Session, answer, fixed};
-use crate::config::{Database, Layout, TableName};
+use crate::config::{Database, Layout, LayoutKind, TableName};
 
 /// An outbox that `migrate` made ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +77,9 @@ pub async fn known_tables(
         "select o.name, n.nspname::text, c.relname::text,
                 (select count(*) from outbox_relay.lane l where l.outbox = o.name)::int4,
                 (select count(*) from pg_catalog.pg_attribute a
-                  where a.attrelid = c.oid and not a.attisdropped and a.attname in ('headers', 'topic')) = 2
+                  where a.attrelid = c.oid and not a.attisdropped and a.attname in ('headers', 'topic')) = 2,
+                -- not by its name: the schema may be older than that column
+                to_jsonb(o) ->> 'columns'
            from outbox_relay.outbox o
            left join (pg_catalog.pg_class c
                       join pg_catalog.pg_namespace n on n.oid = c.relnamespace and c.relkind in ('r', 'p'))
@@ -86,15 +90,19 @@ pub async fn known_tables(
     let read = |row: &PgRow| -> Result<KnownTable, sqlx::Error> {
         let (schema, table): (Option<String>, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
         let native: Option<bool> = row.try_get(4)?;
+        let kept: Option<String> = row.try_get(5)?;
+        let guessed = || match native {
+            Some(true) => Layout::of(LayoutKind::Native),
+            _ => Layout::default(),
+        };
         Ok(KnownTable {
             outbox: row.try_get(0)?,
             table: schema
                 .zip(table)
                 .map(|(schema, table)| TableName { schema, table }),
-            layout: match native {
-                Some(true) => Layout::Native,
-                _ => Layout::Classic,
-            },
+            layout: kept
+                .and_then(|kept| Layout::of_kept(&kept))
+                .unwrap_or_else(guessed),
             lanes: u16::try_from(row.try_get::<i32, _>(3)?).unwrap_or(0),
         })
     };
@@ -105,4 +113,27 @@ pub async fn known_tables(
         }
     }
     Ok(known)
+}
+
+/// What the columns of the outbox `name` are called, as the database keeps it; as in the classic layout
+/// where it keeps nothing.
+///
+/// # Errors
+/// Postgres could not be asked.
+pub(super) async fn layout_kept(
+    connection: &mut PgConnection,
+    limit: Duration,
+    name: &str,
+) -> Result<Layout, Error> {
+    let doing = "read the outbox's columns";
+    let kept = format!(
+        "select to_jsonb(o) ->> 'columns' from outbox_relay.outbox o where o.name = {}",
+        literal(name)
+    );
+    let kept = sqlx::raw_sql(fixed(&kept)).fetch_optional(connection);
+    let kept = answer(limit, doing, kept).await?;
+    let kept = kept.and_then(|row| row.try_get::<Option<String>, _>(0).ok().flatten());
+    Ok(kept
+        .and_then(|kept| Layout::of_kept(&kept))
+        .unwrap_or_default())
 }

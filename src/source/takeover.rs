@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnection;
 
 use super::error::Error;
 use super::inspect::Inspector;
-use super::layout::{literal, quote_table};
+use super::layout::{literal, names, quote_table};
 use super::session::{answer, committed, fixed};
 
 impl Inspector {
@@ -43,8 +43,9 @@ impl Inspector {
         );
         let before = changes_so_far(connection, limit, &changes).await?;
         let marked = format!(
-            "select exists (select from {} where published_at is not null)",
-            quote_table(&self.outbox.table)
+            "select exists (select from {} where {} is not null)",
+            quote_table(&self.outbox.table),
+            names(&self.outbox.layout, "").published_at
         );
         let marked = ask(connection, limit, "look for marked rows", marked).await?;
         if before > 0 || marked == Some(true) {

@@ -8,10 +8,11 @@ use super::archive_sql;
 use super::audit;
 use super::emit_sql;
 use super::error::Error;
-use super::layout::{literal, quote, quote_table};
+use super::layout::{literal, names, quote, quote_table};
 use super::parked::Who;
 use super::session::{Session, answer};
 use super::sql::{Timeouts, begin, purge};
+use super::tables::layout_kept;
 use super::upkeep::{PURGE_PAUSE, PURGE_ROWS};
 use crate::config::{Database, TableName};
 
@@ -80,11 +81,13 @@ impl Uninstaller {
     /// Postgres could not be asked.
     pub async fn marked(&mut self, table: &TableName, older_than: Duration) -> Result<i64, Error> {
         let limit = self.session.answer_timeout();
-        let count = format!(
-            "select count(*) from {} where published_at < clock_timestamp() - make_interval(secs => $1)",
-            quote_table(table)
-        );
         let connection = self.session.begin(&self.open).await?;
+        let layout = layout_kept(connection, limit, &table.to_string()).await?;
+        let count = format!(
+            "select count(*) from {} where {} < clock_timestamp() - make_interval(secs => $1)",
+            quote_table(table),
+            names(&layout, "").published_at
+        );
         let count = sqlx::query_scalar(AssertSqlSafe(count))
             .bind(older_than.as_secs_f64())
             .fetch_one(connection);
@@ -136,7 +139,10 @@ impl Uninstaller {
         purged: &mut i64,
     ) -> Result<(), Error> {
         let limit = self.session.answer_timeout();
-        let sql = AssertSqlSafe(purge(&quote_table(table))).into_sql_str();
+        let connection = self.session.begin(&self.open).await?;
+        let layout = layout_kept(connection, limit, &table.to_string()).await?;
+        self.session.end("rollback").await?;
+        let sql = AssertSqlSafe(purge(&quote_table(table), &layout)).into_sql_str();
         let mut place = "(0,0)".to_owned();
         loop {
             let connection = self.session.begin(&self.open).await?;
@@ -201,7 +207,9 @@ impl Uninstaller {
         };
         let mut installed = read().map_err(|error| Error::statement(DOING, error))?;
         if installed.table {
-            let pending = format!("select count(*) from {quoted} where published_at is null");
+            let layout = layout_kept(&mut *connection, limit, &table.to_string()).await?;
+            let unpublished = names(&layout, "").unpublished;
+            let pending = format!("select count(*) from {quoted} where {unpublished}");
             let pending = sqlx::query_scalar(AssertSqlSafe(pending)).fetch_one(&mut *connection);
             installed.pending = answer(limit, DOING, pending).await?;
         }

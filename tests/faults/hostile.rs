@@ -99,10 +99,10 @@ impl Table {
         };
         let key = match self.outbox.layout {
             Layout::Classic => "$1::text::uuid",
-            Layout::Native => "$1::text",
+            Layout::Native | Layout::Debezium => "$1::text",
         };
         let (columns, values) = match self.outbox.layout {
-            Layout::Classic => ("", String::new()),
+            Layout::Classic | Layout::Debezium => ("", String::new()),
             Layout::Native => (
                 ", headers, topic",
                 format!(", $5::text::{}, $6::text", self.headers),

@@ -76,7 +76,7 @@ pub(crate) struct World {
     pub(crate) database_url: String,
     pub(crate) pool: Pool<Postgres>,
     pub(crate) kafka: Kafka,
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     admin_url: String,
     /// Unless its server goes anyway.
     drops_database: bool,

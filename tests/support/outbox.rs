@@ -10,6 +10,8 @@ use super::{World, eventually};
 pub(crate) enum Layout {
     Classic,
     Native,
+    /// Debezium's columns; its config has the topic and the headers of the others.
+    Debezium,
 }
 
 /// What the relay does with a published row.
@@ -36,6 +38,7 @@ impl Layout {
         match self {
             Self::Classic => "classic",
             Self::Native => "native",
+            Self::Debezium => "debezium",
         }
     }
 }
@@ -57,7 +60,12 @@ impl Outbox {
             table: table.to_owned(),
             layout,
             on_published,
-            config: String::new(),
+            config: match layout {
+                Layout::Classic | Layout::Native => String::new(),
+                Layout::Debezium => "topic = \"${aggregate_type:lower}-events\"\n\
+                     headers = { event_id = \"event_id\", event_type = \"event_type\" }"
+                    .to_owned(),
+            },
         }
     }
 
@@ -83,6 +91,11 @@ impl Outbox {
                    aggregate_id text not null, aggregate_type text not null, event_type text not null,
                    payload jsonb, headers jsonb, topic text,
                    created_at timestamptz not null default now(), published_at timestamptz)"
+            ),
+            Layout::Debezium => format!(
+                "create table {table} (
+                   id uuid primary key default gen_random_uuid(), aggregatetype varchar(255) not null,
+                   aggregateid varchar(255) not null, type varchar(255) not null, payload jsonb)"
             ),
         };
         world
@@ -112,7 +125,11 @@ impl Outbox {
     /// Rows that are neither published nor parked.
     pub(crate) async fn pending(&self, world: &World) -> i64 {
         let table = &self.table;
-        let sql = format!("select count(*) from {table} where published_at is null");
+        let pending = match self.layout {
+            Layout::Classic | Layout::Native => "published_at is null",
+            Layout::Debezium => "true",
+        };
+        let sql = format!("select count(*) from {table} where {pending}");
         world.number(&sql).await
     }
 

@@ -191,15 +191,16 @@ impl<'a> Setup<'a> {
             }
         }
         for outbox in &self.outboxes {
-            writeln!(
-                text,
-                "[[outbox]]\ntable = \"public.{}\"\nlayout = \"{}\"\non_published = \"{}\"\n{}",
-                outbox.table,
-                outbox.layout.name(),
-                outbox.on_published.name(),
-                outbox.config
-            )
-            .expect("a string can be written");
+            writeln!(text, "[[outbox]]\ntable = \"public.{}\"", outbox.table)
+                .expect("a string can be written");
+            let (layout, mode) = (outbox.layout.name(), outbox.on_published.name());
+            for (key, value) in [("layout", layout), ("on_published", mode)] {
+                // its own lines may say it otherwise
+                if !outbox.config.lines().any(|line| line.starts_with(key)) {
+                    writeln!(text, "{key} = \"{value}\"").expect("a string can be written");
+                }
+            }
+            writeln!(text, "{}", outbox.config).expect("a string can be written");
         }
         let file = self.world.directory.join(format!("{name}.toml"));
         std::fs::write(&file, text).expect("the config file can be written");

@@ -159,7 +159,7 @@ impl Load {
         let orders: Vec<_> = (0..self.aggregates)
             .map(|i| match outbox.layout {
                 Layout::Classic => Uuid::new_v4().to_string(),
-                Layout::Native => format!("order {i} of café"),
+                Layout::Native | Layout::Debezium => format!("order {i} of café"),
             })
             .collect();
         let sql = format!(
@@ -300,6 +300,7 @@ impl Shared {
                 let trace = rng.percent(50).then(|| format!("{:016x}", rng.next()));
                 ((!rng.percent(5)).then_some(payload), trace)
             }
+            Layout::Debezium => ((!rng.percent(5)).then_some(payload), None),
         }
     }
 }
@@ -337,16 +338,18 @@ pub(crate) async fn insert(
     } else {
         "OrderChanged"
     };
+    let usual = "aggregate_id, aggregate_type, event_type, payload";
     let (columns, id_type, headers) = match outbox.layout {
-        Layout::Classic => ("", "uuid", ""),
+        Layout::Classic => (usual, "uuid", ""),
+        Layout::Debezium => ("aggregateid, aggregatetype, type, payload", "text", ""),
         Layout::Native => (
-            ", headers",
+            "aggregate_id, aggregate_type, event_type, payload, headers",
             "text",
             ", jsonb_strip_nulls(jsonb_build_object('trace', $5::text))",
         ),
     };
     let sql = format!(
-        "insert into {} (aggregate_id, aggregate_type, event_type, payload{columns})
+        "insert into {} ({columns})
          values ($1::{id_type}, $2, $3, $4::jsonb{headers}) returning id, payload::text",
         outbox.table
     );
