@@ -7,6 +7,7 @@ use crate::certificate::Trouble;
 use crate::config;
 use crate::finding::Fix;
 use crate::sink::checkup::{Cluster, Found, Settings, Topic, TopicState};
+use crate::sink::weaknesses;
 
 /// What a topic's replicas should be: one may be lost, and what is acknowledged is still on another.
 const REPLICAS: usize = 3;
@@ -50,6 +51,8 @@ impl Judge<'_> {
             Cluster::Reached { brokers, topics } => {
                 let s = if *brokers == 1 { "" } else { "s" };
                 let mut lines = vec![Line::ok("kafka", format!("{brokers} broker{s} at {}", self.kafka.brokers))];
+                let weak = weaknesses(self.kafka).into_iter();
+                lines.extend(weak.map(|Trouble { what, next_step }| Line::warn("tls", what).words(next_step)));
                 for topic in topics {
                     let found = self.topic(topic, *brokers);
                     lines.extend(found.into_iter().map(|line| line.about(&topic.name)));
@@ -304,6 +307,37 @@ mod tests {
         );
         let items: Vec<_> = lines.iter().map(|(_, item, _)| *item).collect();
         assert_eq!(items, ["kafka", "topic", "replicas", "unclean", "size"]);
+    }
+
+    #[test]
+    fn a_weak_connection_has_a_line_for_each_weakness() {
+        let told = |brokers: &str, properties: &[(&str, &str)]| -> Vec<(Level, &str)> {
+            let secret = |(name, value): &(&str, &str)| ((*name).to_owned(), Secret::new(*value));
+            let kafka = config::Kafka {
+                brokers: brokers.into(),
+                message_bytes_max: 1_000_000,
+                properties: properties.iter().map(secret).collect(),
+                files: BTreeMap::new(),
+            };
+            let judge = Judge {
+                kafka: &kafka,
+                largest: &BTreeMap::new(),
+            };
+            let topics = Vec::new();
+            let lines = judge.lines(&Cluster::Reached { brokers: 1, topics });
+            lines.iter().map(|line| (line.level, line.item)).collect()
+        };
+        let well = (Level::Ok, "kafka");
+        let weak = (Level::Warn, "tls");
+        assert_eq!(told("b.example:9092", &[]), [well, weak]);
+        assert_eq!(told("localhost:9092", &[]), [well]);
+        let encrypted = ("security.protocol", "SSL");
+        assert_eq!(told("b.example:9092", &[encrypted]), [well]);
+        let unverified = ("enable.ssl.certificate.verification", "false");
+        assert_eq!(
+            told("b.example:9092", &[encrypted, unverified]),
+            [well, weak]
+        );
     }
 
     #[test]

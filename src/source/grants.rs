@@ -170,7 +170,7 @@ impl Look<'_> {
 
 /// What the role `writer` of a service is given to write to `outboxes` by the functions for it, and by nothing
 /// else. May run twice.
-pub(super) fn print_writer(outboxes: &[Outbox], writer: &str) -> String {
+fn print_writer(outboxes: &[Outbox], writer: &str) -> String {
     let mut sql = format!(
         "\n-- 3. After it, too. {writer} writes events, by select outbox_relay.emit(…), and has no other right \
          on the\n-- outbox: it can neither read, change nor delete a row. Where `migrate` made no function, \
@@ -184,7 +184,12 @@ pub(super) fn print_writer(outboxes: &[Outbox], writer: &str) -> String {
 
 /// The roles `owner` and `runner` and all that they are given for `outboxes`, as plain SQL that may run
 /// twice. Its first part goes before the migration, its second one after it.
-pub(super) fn print(outboxes: &[Outbox], owner: &str, runner: &str) -> String {
+pub(super) fn print(
+    outboxes: &[Outbox],
+    owner: &str,
+    runner: &str,
+    writer: Option<&str>,
+) -> String {
     let role = |name: &str| {
         format!(
             "do $outbox_relay$
@@ -271,6 +276,9 @@ $outbox_relay$;\n",
             table = literal(&quote_table(&outbox.table)),
             runner = literal(runner),
         ));
+    }
+    if let Some(writer) = writer {
+        sql.push_str(&print_writer(outboxes, writer));
     }
     sql
 }

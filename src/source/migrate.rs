@@ -125,11 +125,7 @@ impl<'a> Migration<'a> {
         runner: &str,
         writer: Option<&str>,
     ) -> String {
-        let mut sql = grants::print(outboxes, owner, runner);
-        if let Some(writer) = writer {
-            sql.push_str(&grants::print_writer(outboxes, writer));
-        }
-        sql
+        grants::print(outboxes, owner, runner, writer)
     }
 
     /// Applies what is missing. With `leave`, also what locks a table or touches its rows; each of

@@ -231,6 +231,8 @@ fn a_relay_proves_who_it_is_by_a_certificate_which_may_be_renewed() {
         admit(world, stage, "hostssl all certified 0.0.0.0/0 cert").await;
         let own = authority.issue("certified", "DNS:relay", Dates::Now).await;
         let foreign = authority.issue("somebody", "DNS:relay", Dates::Now).await;
+        let another = Authority::new(world.file("another")).await;
+        let forged = another.issue("certified", "DNS:relay", Dates::Now).await;
         let ca = authority.pem();
         let url = |own: Option<&Issued>| {
             let own = own.map_or_else(String::new, |own| {
@@ -261,6 +263,11 @@ fn a_relay_proves_who_it_is_by_a_certificate_which_may_be_renewed() {
                 "somebody else's",
                 check(url(Some(&foreign))),
                 &["fail", "certificate authentication failed", ADVICE],
+            ),
+            (
+                "its name, from another authority",
+                check(url(Some(&forged))),
+                &["fail", "not trusted there", ADVICE],
             ),
             (
                 "no key",
