@@ -11,6 +11,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::time::{sleep, timeout};
 
 use super::{Attempt, Held, KafkaSink, Sink, Topics, testing};
+use crate::config::Secret;
 use crate::ops::controls::{Controls, Paused};
 use crate::outcome::Outcome;
 use crate::record::Record;
@@ -22,7 +23,11 @@ fn cluster(topics: &[&str]) -> (Mock, KafkaSink) {
     for topic in topics {
         mock.create_topic(topic, 4, 1).unwrap();
     }
-    let (kafka, relay) = (testing::kafka(&mock.bootstrap_servers()), testing::relay());
+    let (mut kafka, relay) = (testing::kafka(&mock.bootstrap_servers()), testing::relay());
+    // What is published together is one request, so that an error is everybody's. Of two requests the mock
+    // would let in the second although the first failed, which a broker that looks at sequence numbers does not.
+    let linger_ms = Secret::new("50");
+    kafka.properties.insert("linger.ms".to_owned(), linger_ms);
     let topics = Arc::new(Topics::new(&kafka, &relay));
     (mock, KafkaSink::new(&kafka, &relay, topics))
 }
