@@ -3,11 +3,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::LazyLock;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::event::Event;
 use crate::outcome::Reason;
@@ -70,6 +70,25 @@ pub enum Standard {
     Seq,
 }
 
+impl Standard {
+    /// What the header says of the event with these.
+    #[must_use]
+    pub fn of<'a>(
+        self,
+        id: Uuid,
+        seq: i64,
+        aggregate_type: &'a str,
+        event_type: &'a str,
+    ) -> Cow<'a, [u8]> {
+        match self {
+            Self::EventId => id.hyphenated().to_string().into_bytes().into(),
+            Self::EventType => event_type.as_bytes().into(),
+            Self::AggregateType => aggregate_type.as_bytes().into(),
+            Self::Seq => seq.to_string().into_bytes().into(),
+        }
+    }
+}
+
 impl Default for Encoding {
     fn default() -> Self {
         Self {
@@ -105,19 +124,16 @@ impl Encoding {
                 "the row's aggregate id is null: it has no key to keep its order by",
             ));
         };
-        let mut headers = Vec::with_capacity(self.headers.len());
-        for (what, name) in &self.headers {
-            let value: Cow<'a, [u8]> = match what {
-                Standard::EventId => event.id.hyphenated().to_string().into_bytes().into(),
-                Standard::EventType => event.event_type.as_bytes().into(),
-                Standard::AggregateType => event.aggregate_type.as_bytes().into(),
-                Standard::Seq => event.seq.to_string().into_bytes().into(),
-            };
-            headers.push(Header {
-                name: name.as_str().into(),
-                value: Some(value),
-            });
-        }
+        let standard = |(what, name): &'a (Standard, String)| Header {
+            name: name.as_str().into(),
+            value: Some(what.of(
+                event.id,
+                event.seq,
+                &event.aggregate_type,
+                &event.event_type,
+            )),
+        };
+        let mut headers: Vec<Header<'a>> = self.headers.iter().map(standard).collect();
         if let Some(json) = &event.headers {
             self.row_headers(json, &mut headers)?;
         }
@@ -135,7 +151,7 @@ impl Encoding {
     }
 
     /// Adds what the row brings: its own object of headers, or that and the columns placed as headers, as
-    /// [`own_headers`] and the claim have them: `[{own} or null, {placed}]`.
+    /// the claim has them: `[{own} or null, {placed}]`.
     fn row_headers<'a>(&self, json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
         if !json.starts_with('[') {
             return self.own_headers(json, headers);
@@ -149,21 +165,53 @@ impl Encoding {
         }
     }
 
+    /// Adds the row's own headers: a JSON object, each member one header, in the order Postgres printed
+    /// them.
+    fn own_headers<'a>(&self, json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
+        let members = serde_json::from_str(json).map_err(|_| not_an_object())?;
+        self.members(members, headers)
+    }
+
+    fn members<'a>(
+        &self,
+        members: Members<'a>,
+        headers: &mut Vec<Header<'a>>,
+    ) -> Result<(), Reason> {
+        if members.0.len() > HEADERS_MAX {
+            return Err(bad(format!(
+                "the row has {} headers; {HEADERS_MAX} are the most",
+                members.0.len()
+            )));
+        }
+        for (name, raw) in members.0 {
+            if name.is_empty() || name.contains('\0') {
+                return Err(bad(
+                    "a header of the row has an empty name or one with a NUL".to_owned(),
+                ));
+            }
+            if name.len() > HEADER_NAME_BYTES_MAX {
+                return Err(bad(format!(
+                    "a header of the row has a name of {} bytes; {HEADER_NAME_BYTES_MAX} are the most",
+                    name.len()
+                )));
+            }
+            if self.is_ours(&name) {
+                return Err(bad(format!(
+                    "the row sets the header `{name}`, and only the relay sets such"
+                )));
+            }
+            let value = header_value(&name, raw)?;
+            headers.push(Header { name, value });
+        }
+        Ok(())
+    }
+
     fn is_ours(&self, name: &str) -> bool {
         name.starts_with(RESERVED) || self.headers.iter().any(|(_, ours)| ours == name)
     }
 }
 
 impl<'a> Record<'a> {
-    /// The record of `event` in `topic`, with the headers that every record has by default.
-    ///
-    /// # Errors
-    /// As of [`Encoding::record`].
-    pub fn encode(event: &'a Event, topic: Cow<'a, str>) -> Result<Self, Reason> {
-        static USUAL: LazyLock<Encoding> = LazyLock::new(Encoding::default);
-        USUAL.record(event, topic)
-    }
-
     /// The same record, with a header that says it was published again `at` some time.
     #[must_use]
     pub fn replayed(mut self, at: &str) -> Self {
@@ -210,49 +258,6 @@ impl<'a> Record<'a> {
             + self.key.len()
             + self.value.as_ref().map_or(0, |value| value.len())
             + self.headers.iter().map(header).sum::<usize>()
-    }
-}
-
-impl Encoding {
-    /// Adds the row's own headers: a JSON object, each member one header, in the order Postgres printed
-    /// them.
-    fn own_headers<'a>(&self, json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
-        let members = serde_json::from_str(json).map_err(|_| not_an_object())?;
-        self.members(members, headers)
-    }
-
-    fn members<'a>(
-        &self,
-        members: Members<'a>,
-        headers: &mut Vec<Header<'a>>,
-    ) -> Result<(), Reason> {
-        if members.0.len() > HEADERS_MAX {
-            return Err(bad(format!(
-                "the row has {} headers; {HEADERS_MAX} are the most",
-                members.0.len()
-            )));
-        }
-        for (name, raw) in members.0 {
-            if name.is_empty() || name.contains('\0') {
-                return Err(bad(
-                    "a header of the row has an empty name or one with a NUL".to_owned(),
-                ));
-            }
-            if name.len() > HEADER_NAME_BYTES_MAX {
-                return Err(bad(format!(
-                    "a header of the row has a name of {} bytes; {HEADER_NAME_BYTES_MAX} are the most",
-                    name.len()
-                )));
-            }
-            if self.is_ours(&name) {
-                return Err(bad(format!(
-                    "the row sets the header `{name}`, and only the relay sets such"
-                )));
-            }
-            let value = header_value(&name, raw)?;
-            headers.push(Header { name, value });
-        }
-        Ok(())
     }
 }
 
@@ -312,10 +317,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::event::Event;
     use proptest::prelude::*;
-    use uuid::Uuid;
+
+    /// With the headers that records have by default.
+    fn encode<'a>(event: &'a Event, topic: &'a str) -> Result<Record<'a>, Reason> {
+        static USUAL: LazyLock<Encoding> = LazyLock::new(Encoding::default);
+        USUAL.record(event, topic.into())
+    }
 
     fn event() -> Event {
         Event {
@@ -344,7 +356,7 @@ mod tests {
     #[test]
     fn the_id_and_the_type_come_first_and_the_payload_is_untouched() {
         let event = event();
-        let record = Record::encode(&event, "order-events".into()).unwrap();
+        let record = encode(&event, "order-events").unwrap();
         assert_eq!(
             text(&record),
             [
@@ -364,7 +376,7 @@ mod tests {
     fn a_replayed_record_differs_in_one_header_alone() {
         let mut event = event();
         event.headers = Some(r#"{"a": "1"}"#.into());
-        let plain = Record::encode(&event, "t".into()).unwrap();
+        let plain = encode(&event, "t").unwrap();
         // once more of a copy that was one already
         let mut replayed = plain.clone().replayed("long ago").replayed("today");
         let added = replayed.headers.pop().unwrap();
@@ -380,9 +392,7 @@ mod tests {
         let encodes = |headers: String| {
             let mut event = event();
             event.headers = Some(headers);
-            Record::encode(&event, "t".into())
-                .map_err(|reason| reason.class)
-                .map(drop)
+            encode(&event, "t").map_err(|reason| reason.class).map(drop)
         };
         let many = |headers: usize| {
             let members: Vec<String> = (0..headers).map(|n| format!("\"{n}\": 1")).collect();
@@ -399,7 +409,7 @@ mod tests {
     fn row_headers_follow_in_their_own_order() {
         let mut event = event();
         event.headers = Some(r#"{"z": "a\u00e9\"", "b": null, "n": 1.50, "o": {"k": [1]}}"#.into());
-        let record = Record::encode(&event, "t".into()).unwrap();
+        let record = encode(&event, "t").unwrap();
         let own = &text(&record)[2..];
         let want = [
             ("z", Some("aé\"")),
@@ -425,7 +435,7 @@ mod tests {
         ] {
             let mut event = event();
             event.headers = Some(headers.into());
-            let reason = Record::encode(&event, "t".into()).unwrap_err();
+            let reason = encode(&event, "t").unwrap_err();
             assert_eq!(reason.class, "bad_header", "{headers}");
             assert!(
                 !reason.text.contains("forged"),
@@ -434,10 +444,7 @@ mod tests {
         }
         let mut event = event();
         event.aggregate_id = None;
-        assert_eq!(
-            Record::encode(&event, "t".into()).unwrap_err().class,
-            "no_aggregate_id"
-        );
+        assert_eq!(encode(&event, "t").unwrap_err().class, "no_aggregate_id");
     }
 
     /// A header as a writer means it, and the JSON text that says so.
@@ -465,7 +472,7 @@ mod tests {
         ) {
             let mut event = event();
             event.headers = Some(json);
-            match Record::encode(&event, "t".into()) {
+            match encode(&event, "t") {
                 Err(reason) => prop_assert_eq!(reason.class, "bad_header"),
                 Ok(record) => {
                     let own = || record.headers.iter().skip(2);
@@ -494,7 +501,7 @@ mod tests {
             };
             let bad = |name: &str| name.is_empty() || name.contains('\0') || name == EVENT_ID || name == EVENT_TYPE || name.starts_with(RESERVED);
             let refused = members.iter().any(|(name, ..)| bad(name));
-            let encoded = Record::encode(&event, "t".into());
+            let encoded = encode(&event, "t");
             prop_assert_eq!(encoded.is_err(), refused);
             if let Ok(record) = encoded {
                 prop_assert_eq!(&*record.key, key.as_bytes());

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::operating::SOON;
 use crate::support::outbox::Outbox;
-use crate::support::{self, World};
+use crate::support::{self, World, local};
 
 #[path = "../examples/sqlx/main.rs"]
 #[allow(dead_code, reason = "the program's main is the test's own")]
@@ -44,24 +44,9 @@ pub(crate) fn path(path: &Path) -> String {
 }
 
 /// Runs a tool to its end.
-pub(crate) async fn tool(at: &Path, program: &str, arguments: &[&str]) -> Result<(), String> {
-    let ran = Command::new(program)
-        .args(arguments)
-        .current_dir(at)
-        .stdin(Stdio::null())
-        .output()
-        .await;
-    let ran = ran.map_err(|error| format!("{program} cannot be started: {error}"))?;
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    match ran.status.success() {
-        true => Ok(()),
-        false => Err(format!(
-            "{program} {arguments:?}: {}\n{}{}",
-            ran.status,
-            said(&ran.stdout),
-            said(&ran.stderr)
-        )),
-    }
+async fn tool(at: &Path, program: &str, arguments: &[&str]) -> Result<(), String> {
+    let mut command = std::process::Command::new(program);
+    local::run(command.args(arguments).current_dir(at)).await
 }
 
 /// Makes the folder `kept(name)` of the snippet's `files` by `make`, unless it was made for the same before.
@@ -216,15 +201,7 @@ async fn java(class: &'static str) -> Result<impl Fn(&str, &str) -> Vec<String>,
     let sources = ["PlaceOrder.java", "PlaceOrderSpring.java"];
     let files = ["pom.xml", sources[0], sources[1]];
     let kept = prepared("java", &files, async |kept| {
-        let copy = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
-        let jars = [
-            "-q",
-            "-B",
-            copy,
-            "-DincludeScope=runtime",
-            "-DoutputDirectory=jars",
-        ];
-        tool(kept, "mvn", &jars).await?;
+        local::copy_jars(kept).await?;
         let compile = ["-cp", "jars/*", "-d", "classes", sources[0], sources[1]];
         tool(kept, "javac", &compile).await
     });

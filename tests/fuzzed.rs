@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use outbox_relay::config::{Config, Environment, Flags, Purpose, Settings};
 use outbox_relay::event::Event;
-use outbox_relay::record::Record;
+use outbox_relay::record::Encoding;
 use outbox_relay::route::{Router, Template};
 use uuid::Uuid;
 
@@ -96,7 +96,8 @@ pub(crate) fn row(data: &[u8]) {
         "{topic:?}"
     );
     assert!(!matches!(&*topic, "." | ".."));
-    let record = match Record::encode(&event, Cow::Borrowed(&topic)) {
+    let usual = Encoding::default();
+    let record = match usual.record(&event, Cow::Borrowed(&topic)) {
         Ok(record) => record,
         Err(reason) => return tells_nothing(&reason.text),
     };
@@ -116,7 +117,9 @@ pub(crate) fn row(data: &[u8]) {
             "librdkafka takes C strings"
         );
     }
-    let again = Record::encode(&event, Cow::Borrowed(&topic)).expect("as before");
+    let again = usual
+        .record(&event, Cow::Borrowed(&topic))
+        .expect("as before");
     assert_eq!(record, again, "every copy is the same");
     let parked = outbox_relay::source::through_parking(&record.headers);
     assert_eq!(

@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::process::Command;
 use uuid::Uuid;
 
-use crate::examples::{path, prepared_of, tool};
+use crate::examples::{path, prepared_of};
 use crate::operating::{SOON, ends};
 use crate::support::kafka::blocking;
 use crate::support::outbox::Outbox;
@@ -74,15 +74,7 @@ async fn kafka_tools() -> Result<PathBuf, String> {
     );
     let files = [("pom.xml".to_owned(), pom)];
     prepared_of("kafka-tools", &files, async |kept| {
-        let copy = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
-        let jars = [
-            "-q",
-            "-B",
-            copy,
-            "-DincludeScope=runtime",
-            "-DoutputDirectory=jars",
-        ];
-        tool(kept, "mvn", &jars).await?;
+        local::copy_jars(kept).await?;
         for (name, class) in [
             ("kafka-topics.sh", "TopicCommand"),
             ("kafka-console-consumer.sh", "consumer.ConsoleConsumer"),

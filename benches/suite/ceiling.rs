@@ -14,7 +14,7 @@ use crate::Size;
 use crate::catalog::{Kafka, Postgres};
 use crate::load::Backlog;
 use crate::meter::Meter;
-use crate::relays::{Build, Told};
+use crate::relays::{Build, migrated};
 use crate::report::Row;
 use crate::stand::{Stand, execute};
 use crate::support::kafka::blocking;
@@ -35,14 +35,8 @@ pub(crate) async fn postgres(
     size: Size,
     row: &mut Row,
 ) -> Result<(), String> {
-    let mut place = stand.place(None).await?;
-    place.create("jsonb").await?;
-    let told = Told {
-        place: &place,
-        mode: "delete",
-    };
     // for the numbers and the index of the lanes
-    told.migrate(build)?;
+    let mut place = migrated(stand, None, "jsonb", "delete", build).await?;
     let backlog = Backlog::usual(size.rows);
     place.seed(&backlog).await?;
     let before = Meter::start(stand, &mut place).await?;

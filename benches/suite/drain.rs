@@ -9,7 +9,7 @@ use crate::Size;
 use crate::catalog::{Drain, Trouble};
 use crate::load::Backlog;
 use crate::meter::Meter;
-use crate::relays::{Build, Relay, Told, done};
+use crate::relays::{Build, Relay, Told, done, migrated};
 use crate::report::Row;
 use crate::stand::{Place, Stand, execute};
 use crate::support::proxy::Link;
@@ -34,8 +34,8 @@ pub(crate) async fn run(
         };
         link.set_both(Link::late(delay));
     }
-    let mut place = stand.place(drain.link.map(|(kind, _)| kind)).await?;
-    place.create(drain.column).await?;
+    let link = drain.link.map(|(kind, _)| kind);
+    let mut place = migrated(stand, link, drain.column, drain.mode, build).await?;
     let backlog = Backlog {
         rows: (size.rows / drain.part).max(1),
         bytes: drain.bytes,
@@ -44,11 +44,6 @@ pub(crate) async fn run(
         poison_every: (drain.trouble == Trouble::Poison).then_some(1_000),
         homeless_every: (drain.trouble == Trouble::MissingTopic).then_some(10),
     };
-    let told = Told {
-        place: &place,
-        mode: drain.mode,
-    };
-    told.migrate(build)?;
     if drain.trouble == Trouble::NoVacuum {
         place
             .execute("alter table outbox set (autovacuum_enabled = false)")

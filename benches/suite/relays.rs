@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use crate::stand::Place;
+use crate::stand::{Place, Stand};
 use crate::support::janitor;
-use crate::support::servers::{free_port, given};
+use crate::support::servers::{Kind, free_port, given};
 
 /// A program to measure.
 #[derive(Debug, Clone)]
@@ -80,6 +80,25 @@ pub(crate) struct Done {
     pub(crate) parked: u64,
 }
 
+/// A place with the classic table, `payload` being of type `column`, as a relay that finishes rows by `mode`
+/// wants it. `link` is what lies beyond a proxy.
+pub(crate) async fn migrated(
+    stand: &mut Stand,
+    link: Option<Kind>,
+    column: &str,
+    mode: &str,
+    build: &Build,
+) -> Result<Place, String> {
+    let mut place = stand.place(link).await?;
+    place.create(column).await?;
+    let told = Told {
+        place: &place,
+        mode,
+    };
+    told.migrate(build)?;
+    Ok(place)
+}
+
 impl Told<'_> {
     /// The default settings, but for where everything is.
     fn command(
@@ -121,7 +140,7 @@ impl Told<'_> {
     }
 
     /// Runs `migrate` to its end.
-    pub(crate) fn migrate(&self, build: &Build) -> Result<(), String> {
+    fn migrate(&self, build: &Build) -> Result<(), String> {
         let (mut command, log) = self.command(build, &["migrate", "--yes"], free_port())?;
         let status = command.status();
         let status = status.map_err(|error| error.to_string())?;

@@ -9,7 +9,7 @@ use crate::catalog::{Steady, Trouble};
 use crate::drain::prepare;
 use crate::load::{Arrival, Backlog, Taken};
 use crate::meter::{Meter, used_us};
-use crate::relays::{Build, Relay, Told, done};
+use crate::relays::{Build, Relay, Told, done, migrated};
 use crate::report::{Latency, Row};
 use crate::stand::{Place, Stand};
 
@@ -23,13 +23,7 @@ pub(crate) async fn run(
     size: Size,
     row: &mut Row,
 ) -> Result<(), String> {
-    let mut place = stand.place(None).await?;
-    place.create("jsonb").await?;
-    let told = Told {
-        place: &place,
-        mode: steady.mode,
-    };
-    told.migrate(build)?;
+    let mut place = migrated(stand, None, "jsonb", steady.mode, build).await?;
     let pinned = prepare(&mut place, steady.trouble).await?;
     // A bad day has a past: the dead rows of a backlog. Its clean twin has the same, vacuumed.
     let past = match steady.trouble {
@@ -66,14 +60,8 @@ pub(crate) async fn direct(
     size: Size,
     row: &mut Row,
 ) -> Result<(), String> {
-    let mut place = stand.place(None).await?;
-    place.create("jsonb").await?;
-    let told = Told {
-        place: &place,
-        mode: steady.mode,
-    };
     // the writers' inserts are to be the same
-    told.migrate(build)?;
+    let mut place = migrated(stand, None, "jsonb", steady.mode, build).await?;
     let before = Meter::start(stand, &mut place).await?;
     let arrival = Arrival {
         rate: steady.rate,
@@ -106,13 +94,7 @@ pub(crate) async fn idle(
     size: Size,
     row: &mut Row,
 ) -> Result<(), String> {
-    let mut place = stand.place(None).await?;
-    place.create("jsonb").await?;
-    let told = Told {
-        place: &place,
-        mode: "delete",
-    };
-    told.migrate(build)?;
+    let mut place = migrated(stand, None, "jsonb", "delete", build).await?;
     let relay = serve(&mut place, "delete", build, FIRST).await?;
     // the pauses have grown to their longest by then
     sleep(Duration::from_secs(3)).await;

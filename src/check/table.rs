@@ -1,7 +1,7 @@
 //! The statement that makes an outbox table, for whoever has none yet.
 
 use crate::config::{Layout, LayoutKind, TableName};
-use crate::source::{quote_if_need_be, quote_table};
+use crate::source::{placed_columns, quote_if_need_be, quote_table};
 
 /// The statement that makes a table as the documents have it.
 pub(super) fn create(table: &TableName, layout: &Layout) -> String {
@@ -44,32 +44,8 @@ pub(super) fn create(table: &TableName, layout: &Layout) -> String {
     if let Some(name) = &layout.published_at {
         sql.push_str(&format!(", {} timestamptz", quote_if_need_be(name)));
     }
-    let known = [
-        &layout.headers,
-        &layout.topic,
-        &layout.created_at,
-        &layout.published_at,
-    ];
-    let mut more: Vec<&String> = Vec::new();
-    for name in layout
-        .placed
-        .iter()
-        .map(|placed| &placed.column)
-        .chain(&layout.routing)
-    {
-        let needed = [
-            &layout.id,
-            &layout.aggregate_id,
-            &layout.aggregate_type,
-            &layout.event_type,
-        ];
-        let is_known = needed.contains(&name)
-            || *name == layout.payload
-            || known.iter().any(|it| it.as_ref() == Some(name));
-        if !is_known && !more.contains(&name) {
-            more.push(name);
-            sql.push_str(&format!(", {} text", quote_if_need_be(name)));
-        }
+    for name in placed_columns(layout) {
+        sql.push_str(&format!(", {} text", quote_if_need_be(&name)));
     }
     sql.push_str(");");
     sql

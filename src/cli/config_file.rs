@@ -1,8 +1,8 @@
 //! `outbox-relay config`: writes, shows and checks config files. Connects to nothing.
 
-use super::args::ConfigArgs;
 use std::path::{Path, PathBuf};
 
+use super::args::ConfigArgs;
 use super::{Exit, complain, fail, say, wrong};
 use crate::config::{self, Environment, Purpose};
 

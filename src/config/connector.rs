@@ -57,6 +57,17 @@ pub(super) fn server(text: &str) -> Written {
     written
 }
 
+/// Takes the settings whose names begin with `prefix` out of `written`, by what stands behind it.
+pub(super) fn take_under(written: &mut Written, prefix: &str) -> Written {
+    let (under, rest) = std::mem::take(written)
+        .into_iter()
+        .partition::<Written, _>(|(name, _)| name.starts_with(prefix));
+    *written = rest;
+    let behind =
+        |(name, value): (String, String)| Some((name.strip_prefix(prefix)?.to_owned(), value));
+    under.into_iter().filter_map(behind).collect()
+}
+
 /// Settings that mean nothing to a relay, by how they begin, and why.
 pub(super) const NEEDLESS: [(&str, &str); 22] = [
     (

@@ -5,7 +5,8 @@
 
 use std::fmt::Write as _;
 
-use super::connector::{NEEDLESS, Written, connect, server};
+use super::connector::{NEEDLESS, Written, connect, server, take_under};
+use super::database_url::encoded;
 use super::layout::{Layout, LayoutKind, Placed};
 use super::settings::{Purpose, Settings, property_is_secret};
 use crate::rewrite::Rewrite;
@@ -95,19 +96,7 @@ impl Import {
             .filter(|name| !name.is_empty())
         {
             let prefix = format!("transforms.{name}");
-            let of_it: Vec<String> = (written.keys())
-                .filter(|key| key.starts_with(&format!("{prefix}.")))
-                .cloned()
-                .collect();
-            let mut options = Written::new();
-            for key in of_it {
-                if let (Some(option), Some(value)) = (
-                    key.strip_prefix(&format!("{prefix}.")),
-                    written.remove(&key),
-                ) {
-                    options.insert(option.to_owned(), value);
-                }
-            }
+            let mut options = take_under(written, &format!("{prefix}."));
             let kind = options.remove("type").unwrap_or_default();
             if kind.ends_with("outbox.EventRouter") && found.is_none() {
                 found = Some(Router(options, prefix));
@@ -150,20 +139,20 @@ impl Import {
         let parameters: Vec<String> = ["sslmode", "sslrootcert", "sslcert", "sslkey"]
             .iter()
             .filter_map(|name| Some((name, plain(name, take(name))?)))
-            .map(|(name, value)| format!("{name}={}", percent(&value)))
+            .map(|(name, value)| format!("{name}={}", encoded(&value)))
             .collect();
         let password = take("password").is_some();
         let ssl_password = take("sslpassword").is_some();
         if let Some(host) = host {
             let mut url = "postgres://".to_owned();
             if let Some(user) = user {
-                url.push_str(&format!("{}@", percent(&user)));
+                url.push_str(&format!("{}@", encoded(&user)));
             }
             url.push_str(&host);
             if let Some(port) = port {
                 url.push_str(&format!(":{port}"));
             }
-            url.push_str(&format!("/{}", percent(&dbname.unwrap_or_default())));
+            url.push_str(&format!("/{}", encoded(&dbname.unwrap_or_default())));
             if !parameters.is_empty() {
                 url.push_str(&format!("?{}", parameters.join("&")));
             }
@@ -193,17 +182,11 @@ impl Import {
     }
 
     fn kafka(&mut self, written: &mut Written) {
-        let all: Vec<String> = (written.keys())
-            .filter(|key| key.starts_with("producer.override."))
-            .cloned()
-            .collect();
+        const PRODUCER: &str = "producer.override.";
         let mut brokers = written.remove("bootstrap.servers");
         let mut lines = String::new();
-        for key in all {
-            let Some(value) = written.remove(&key) else {
-                continue;
-            };
-            let name = key.trim_start_matches("producer.override.");
+        for (name, value) in take_under(written, PRODUCER) {
+            let (name, key) = (name.as_str(), format!("{PRODUCER}{name}"));
             match name {
                 "bootstrap.servers" => brokers = Some(value),
                 "key.serializer" | "value.serializer" => {}
@@ -255,23 +238,17 @@ impl Import {
         ];
         for what in ["key", "value", "header"] {
             for name in [format!("{what}.converter"), format!("format.{what}")] {
-                let options: Vec<String> = (written.keys())
-                    .filter(|key| key.starts_with(&format!("{name}.")))
-                    .cloned()
-                    .collect();
-                let options: Vec<(String, Option<String>)> = options
-                    .into_iter()
-                    .map(|key| (key.clone(), written.remove(&key)))
-                    .collect();
+                let options = take_under(written, &format!("{name}."));
                 let Some(format) = written.remove(&name) else {
                     continue;
                 };
                 if AS_THEY_ARE.iter().any(|known| format.ends_with(known)) {
                     continue;
                 }
-                let options: Vec<&str> = options.iter().map(|(key, _)| key.as_str()).collect();
+                let options = options.keys().map(|option| format!("{name}.{option}"));
+                let all: Vec<String> = std::iter::once(name.clone()).chain(options).collect();
                 self.leave(
-                    &[&[name.as_str()], options.as_slice()].concat().join(", "),
+                    &all.join(", "),
                     &format!(
                         "the {what} is written as it is in the table, as StringConverter does it, and not by \
                          {format}: consumers must be ready for that"
@@ -471,18 +448,4 @@ impl Import {
 
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
-}
-
-/// As a part of a URL.
-fn percent(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                out.push(byte.into());
-            }
-            _ => write!(out, "%{byte:02X}").unwrap_or_default(),
-        }
-    }
-    out
 }

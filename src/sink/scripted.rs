@@ -260,6 +260,7 @@ fn owned(record: &Record<'_>) -> Record<'static> {
 mod tests {
     use super::*;
     use crate::event::Event;
+    use crate::record::Encoding;
     use uuid::Uuid;
 
     fn event(n: u128, key: &str) -> Event {
@@ -281,9 +282,10 @@ mod tests {
     async fn a_lost_word_is_written_and_unfinished_and_its_key_waits() {
         let mut sink = ScriptedSink::new();
         let events = [event(1, "a"), event(2, "a"), event(3, "b")];
+        let usual = Encoding::default();
         let records: Vec<_> = events
             .iter()
-            .map(|e| Record::encode(e, "t".into()).unwrap())
+            .map(|e| usual.record(e, "t".into()).unwrap())
             .collect();
         let attempts: Vec<_> = records
             .iter()

@@ -54,12 +54,7 @@ fn moved_quoted(layout: &Layout) -> Vec<String> {
 /// The same, as the text of an array.
 fn moved_array(layout: &Layout) -> String {
     let quoted = |name: String| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
-    let names: Vec<String> = moved_columns(layout)
-        .map(|name| match quote_if_need_be(&name) == name {
-            true => name,
-            false => quoted(name),
-        })
-        .collect();
+    let names: Vec<String> = moved_columns(layout).map(quoted).collect();
     literal(&format!("{{{}}}", names.join(",")))
 }
 

@@ -12,7 +12,7 @@ use super::emit_sql;
 use super::error::Error;
 use super::inspect::{Inspector, Look};
 use super::layout::index_name;
-use super::migrate::newest_version;
+use super::migrate::recorded;
 use super::secured::is_local;
 use super::session::{SEARCH_PATH, Session, answer, fixed, options};
 use super::sql::{Statements, Table};
@@ -379,11 +379,11 @@ impl Checkup {
     /// Postgres could not be asked, or refused.
     pub async fn migrated(&mut self) -> Result<Option<bool>, Error> {
         let doing = "read the migrations";
-        let (recorded, readable) = ask::migrated(newest_version());
-        if !first::<bool>(doing, &self.rows(doing, readable.to_owned()).await?)? {
+        let readable = ask::MIGRATIONS_READABLE.to_owned();
+        if !first::<bool>(doing, &self.rows(doing, readable).await?)? {
             return Ok(None);
         }
-        first(doing, &self.rows(doing, recorded).await?).map(Some)
+        first(doing, &self.rows(doing, recorded()).await?).map(Some)
     }
 
     /// Whether the functions that write to the outbox are as its table is; `None` if that cannot be told.

@@ -171,10 +171,7 @@ pub(super) fn largest(name: &TableName, layout: &Layout, lanes: u16, bytea: bool
     let (aggregate_type, event_type, topic) =
         (&row.aggregate_type, &row.event_type, &row.own_topic);
     let unpublished = &row.unpublished;
-    let payload = match bytea {
-        true => row.payload.clone(),
-        false => format!("{}::text", row.payload),
-    };
+    let payload = row.printed(bytea);
     let headers = &row.own_headers;
     format!(
         "select {aggregate_type} as aggregate_type, {event_type} as event_type, {topic} as topic,
@@ -204,17 +201,10 @@ pub(super) fn parked(name: &TableName) -> String {
     )
 }
 
-/// Whether the newest migration is recorded; null where the role may not read that, or another tool
-/// applied them.
-pub(super) fn migrated(version: i64) -> (String, &'static str) {
-    (
-        format!(
-            "select exists (select from outbox_relay.migrations where version = {version} and success)"
-        ),
-        "select coalesce((select has_table_privilege(c.oid, 'select')
+/// Whether the role may read which migrations are recorded; another tool may have applied them, too.
+pub(super) const MIGRATIONS_READABLE: &str =
+    "select coalesce((select has_table_privilege(c.oid, 'select')
                             and has_schema_privilege(c.relnamespace, 'usage')
                        from pg_catalog.pg_class c
                        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                      where n.nspname = 'outbox_relay' and c.relname = 'migrations'), false)",
-    )
-}
+                      where n.nspname = 'outbox_relay' and c.relname = 'migrations'), false)";

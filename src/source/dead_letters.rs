@@ -153,14 +153,9 @@ fn letter(row: &PgRow, encoding: &Encoding) -> Result<Letter, sqlx::Error> {
             let header = |(what, name): &(Standard, String)| Header {
                 name: name.clone().into(),
                 value: Some(
-                    match what {
-                        Standard::EventId => id.hyphenated().to_string(),
-                        Standard::EventType => event_type.clone(),
-                        Standard::AggregateType => aggregate_type.clone(),
-                        Standard::Seq => seq.to_string(),
-                    }
-                    .into_bytes()
-                    .into(),
+                    what.of(id, seq, &aggregate_type, &event_type)
+                        .into_owned()
+                        .into(),
                 ),
             };
             encoding.headers.iter().map(header).collect()

@@ -56,6 +56,12 @@ pub(super) fn columns(layout: &Layout) -> Vec<Column> {
     all
 }
 
+/// The names of those that `layout` has only to send them as headers or to route by them.
+pub(crate) fn placed_columns(layout: &Layout) -> impl Iterator<Item = String> {
+    let of_any_type = columns(layout).into_iter().filter(|it| it.types.is_empty());
+    of_any_type.map(|column| column.name)
+}
+
 /// What the statements call the columns of a row.
 #[derive(Debug, Clone)]
 pub(super) struct Names {
@@ -78,6 +84,34 @@ pub(super) struct Names {
     pub(super) published_at: String,
     /// That the row waits still: where there is nothing to mark, each row that is there.
     pub(super) unpublished: String,
+}
+
+impl Names {
+    /// The payload as it travels: bytes as they are, anything else as Postgres prints it.
+    pub(super) fn printed(&self, payload_is_bytea: bool) -> String {
+        match payload_is_bytea {
+            true => self.payload.clone(),
+            false => format!("{}::text", self.payload),
+        }
+    }
+
+    /// What an event is made of, in the order that `decode::claimed` reads it behind the row's place.
+    pub(super) fn event(&self, payload_is_bytea: bool) -> String {
+        let Self {
+            id,
+            key,
+            aggregate_type,
+            event_type,
+            own_headers,
+            own_topic,
+            created_at,
+            ..
+        } = self;
+        let payload = self.printed(payload_is_bytea);
+        format!(
+            "{id}, {aggregate_type}, {key}, {event_type}, {payload}, {own_headers}, {own_topic}, {created_at}"
+        )
+    }
 }
 
 /// The columns of a row of `layout` that SQL calls `row`: `"t."`, or nothing.

@@ -187,10 +187,14 @@ async fn schema_is_there(
     .await
 }
 
-/// The newest migration of this build.
-pub(super) fn newest_version() -> i64 {
-    let versions = MIGRATIONS.iter().map(|migration| migration.version);
-    versions.max().unwrap_or(0)
+/// Asks whether every migration of this build is recorded. Not the newest alone: one with a lower number may
+/// have come later.
+pub(super) fn recorded() -> String {
+    let versions = MIGRATIONS.iter().map(|one| one.version.to_string());
+    format!(
+        "select '{{{}}}'::int8[] <@ array(select version from {BOOKKEEPING} where success)",
+        versions.collect::<Vec<_>>().join(",")
+    )
 }
 
 /// Whether every migration of this build is recorded. Then nothing is asked that a role without
@@ -200,7 +204,6 @@ async fn is_up_to_date(
     connection: &mut PgConnection,
     limit: std::time::Duration,
 ) -> Result<bool, Error> {
-    let versions: Vec<i64> = MIGRATIONS.iter().map(|one| one.version).collect();
     let there = "select exists (select from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                   where n.nspname = 'outbox_relay' and c.relname = 'migrations')
@@ -211,12 +214,7 @@ async fn is_up_to_date(
     if answer(limit, "look for the migrations", there).await? != Some(true) {
         return Ok(false);
     }
-    // not the newest alone: one with a lower number may have come later
-    let recorded = "select $1::int8[] <@ array(
-           select version from outbox_relay.migrations where success)";
-    let recorded = sqlx::query_scalar(recorded)
-        .bind(versions)
-        .fetch_one(connection);
+    let recorded = sqlx::query_scalar(AssertSqlSafe(recorded())).fetch_one(connection);
     answer(limit, "read the migrations", recorded).await
 }
 

@@ -62,7 +62,7 @@ pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
 pub use identity::{Adopter, Adoption, Identified, Identity, Kept};
 pub use inspect::{Inspection, Inspector};
-pub(crate) use layout::{literal, quote, quote_if_need_be, quote_table};
+pub(crate) use layout::{literal, placed_columns, quote, quote_if_need_be, quote_table};
 pub use left::Left;
 pub use lookup::{BEFORE_MAX, Locker, Lookup, OutboxRow, ParkedPlace, Whereabouts};
 pub use migrate::{Migrated, Migration};

@@ -165,17 +165,6 @@ impl Replayer {
         let table = quote_table(&self.outbox.table);
         let published = self.published();
         let row = self.names();
-        let Names {
-            id,
-            key,
-            aggregate_type,
-            event_type,
-            own_headers,
-            own_topic,
-            created_at,
-            published_at,
-            ..
-        } = &row;
         let places: Vec<&str> = rows.iter().map(|row| row.place.as_str()).collect();
         let ids: Vec<Uuid> = rows.iter().map(|row| row.event.id).collect();
         let connection = self.session.begin(&self.open).await?;
@@ -186,17 +175,16 @@ impl Replayer {
             literal(&self.outbox.layout.payload)
         );
         let is_bytea = sqlx::query_scalar(AssertSqlSafe(is_bytea)).fetch_one(&mut *connection);
-        let payload = match answer(limit, DOING, is_bytea).await? {
-            true => row.payload.clone(),
-            false => format!("{}::text", row.payload),
-        };
+        let is_bytea = answer(limit, DOING, is_bytea).await?;
         // the columns of a claim
         let sql = format!(
-            "select 0, coalesce(t.seq, 0), t.tableoid, t.ctid, {id}, {aggregate_type}, {key}, {event_type},
-                    {payload}, {own_headers}, {own_topic}, {created_at}, false
+            "select 0, coalesce(t.seq, 0), t.tableoid, t.ctid, {event}, false
                from {published}
               where t.ctid = any ($1::text[]::tid[]) and {id} = any ($2)
-                and {published_at} is not null"
+                and {published_at} is not null",
+            event = row.event(is_bytea),
+            id = row.id,
+            published_at = row.published_at,
         );
         let found = sqlx::query(AssertSqlSafe(sql))
             .bind(places)

@@ -98,21 +98,14 @@ impl Statements {
         let mask = lanes - 1;
         // a row without a number has no place in the order: it is an alarm of the look, not a claim
         let pending = format!("{} and t.seq is not null", row.unpublished);
+        let event = row.event(payload_is_bytea);
         let Names {
-            id,
             key,
             aggregate_type,
             event_type,
-            own_headers,
             own_topic,
-            created_at,
             ..
         } = &row;
-        let payload = if payload_is_bytea {
-            row.payload.clone()
-        } else {
-            format!("{}::text", row.payload)
-        };
         let value = if payload_is_bytea {
             moved.payload.clone()
         } else {
@@ -131,9 +124,7 @@ impl Statements {
                           where p.outbox = {outbox} and p.state <> 'dead')) as holding
                    from unnest($1::int4[], $2::int4[], $3::int8[]) as l (lane, rows_max, place)
                   cross join lateral
-                        (select l.lane, t.seq, t.tableoid, t.ctid, {id}, {aggregate_type},
-                                {key}, {event_type}, {payload},
-                                {own_headers}, {own_topic}, {created_at}
+                        (select l.lane, t.seq, t.tableoid, t.ctid, {event}
                            from {rows} t
                           where {pending} and {lane} = l.lane and t.seq > l.place {waits}
                           order by t.seq

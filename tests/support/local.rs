@@ -324,18 +324,22 @@ async fn fetch_kafka() -> Result<PathBuf, String> {
         dependency("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
         dependency("org.slf4j", "slf4j-simple", SLF4J_VERSION),
     );
-    let file = fresh.join("pom.xml");
-    fs::write(&file, pom).map_err(|error| error.to_string())?;
-    run(Command::new("mvn")
-        .args(["-q", "-B", "-f"])
-        .arg(&file)
-        .arg("org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies")
-        .args(["-DincludeScope=runtime", "-DoutputDirectory=jars"]))
-    .await?;
+    fs::write(fresh.join("pom.xml"), pom).map_err(|error| error.to_string())?;
+    copy_jars(&fresh).await?;
     // Another run may have been quicker; its jars are as good.
     fs::rename(fresh.join("jars"), &target).ok();
     fs::remove_dir_all(&fresh).map_err(|error| error.to_string())?;
     Ok(target)
+}
+
+/// Fetches what the `pom.xml` in `folder` depends on into its folder `jars`.
+pub(crate) async fn copy_jars(folder: &Path) -> Result<(), String> {
+    run(Command::new("mvn")
+        .args(["-q", "-B"])
+        .arg("org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies")
+        .args(["-DincludeScope=runtime", "-DoutputDirectory=jars"])
+        .current_dir(folder))
+    .await
 }
 
 /// Where downloads are kept from run to run.
