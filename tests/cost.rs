@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::see::Seen;
 use crate::support::outbox::{Layout, OnPublished, Outbox};
 use crate::support::proxy::{Direction, Proxy};
 use crate::support::relay::Setup;
@@ -30,6 +31,18 @@ impl<'a> Drain<'a> {
             setup: setup.workers(1).set("relay", "sample_interval", "\"1h\""),
             aggregate_type,
         }
+    }
+
+    /// The same through a proxy that counts what Postgres answers.
+    async fn counted(self) -> (Self, Proxy) {
+        let (_, port) = self.world.database_url.rsplit_once(':').unwrap();
+        let port = port.split('/').next().unwrap().parse().unwrap();
+        let proxy = Proxy::to(port).await;
+        proxy.count_answers();
+        let url = proxy.url(&self.world.database_url);
+        let url = format!("\"{url}?sslmode=disable\"");
+        let setup = self.setup.set("database", "url", &url);
+        (Self { setup, ..self }, proxy)
     }
 
     /// Inserts rows of about 350 bytes, of 500 aggregates.
@@ -81,15 +94,7 @@ fn a_batch_costs_few_round_trips_and_bytes() {
     const BATCH: i64 = 2_000;
     support::run(async |world| {
         let drain = Drain::new(world, OnPublished::Delete).await;
-        let (_, port) = world.database_url.rsplit_once(':').unwrap();
-        let port = port.split('/').next().unwrap().parse().unwrap();
-        let proxy = Proxy::to(port).await;
-        proxy.count_answers();
-        let url = format!("\"{}?sslmode=disable\"", proxy.url(&world.database_url));
-        let drain = Drain {
-            setup: drain.setup.set("database", "url", &url),
-            ..drain
-        };
+        let (drain, proxy) = drain.counted().await;
         let used = || {
             let bytes = proxy.bytes(Direction::ToClient) + proxy.bytes(Direction::ToServer);
             (proxy.answers() as f64, bytes as f64)
@@ -116,6 +121,42 @@ fn a_batch_costs_few_round_trips_and_bytes() {
             580.0,
             "the columns of `claim` and the arguments of `finish` in src/source/sql.rs",
         );
+    });
+}
+
+#[test]
+fn an_outbox_at_rest_costs_one_round_trip_a_poll() {
+    support::run(async |world| {
+        let drain = Drain::new(world, OnPublished::Delete).await;
+        let (drain, proxy) = drain.counted().await;
+        drain.insert(1).await;
+        // many polls between two looks at all lanes, however slow the machine is
+        let setup = (drain.setup.set("relay", "poll_interval_max", "\"10ms\"")).set(
+            "http",
+            "listen",
+            "\"127.0.0.1:0\"",
+        );
+        let seen = Seen::start(&setup).await;
+        let polls = async || {
+            let (_, metrics) = seen.get("/metrics").await;
+            let empty = |line: &&str| {
+                line.starts_with("outbox_relay_polls_total{") && line.contains("\"empty\"")
+            };
+            let line = metrics.lines().find(empty);
+            let polls = line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+            polls.unwrap_or(0.0)
+        };
+        support::eventually(LONG, "it rests", async || polls().await > 100.0).await;
+        let before = (proxy.answers() as f64, polls().await);
+        support::eventually(LONG, "it polls", async || polls().await > before.1 + 200.0).await;
+        let (answers, polls) = (proxy.answers() as f64, polls().await);
+        within(
+            "round trips for each poll of an outbox at rest",
+            (answers - before.0) / (polls - before.1),
+            1.6,
+            "src/source/quiet.rs",
+        );
+        seen.relay.stop().await;
     });
 }
 

@@ -42,6 +42,10 @@ const ARGUMENTS: &[(&str, &[&str])] = &[
         "claim_filtered",
         &["'{0,1,2}', '{300,300,300}', '{0,0,9}', '{a,b}', '{Order}', '{OrderCreated}', '{\"\"}'"],
     ),
+    (
+        "claim_all_filtered",
+        &["'{0,1,2}', '{300,300,300}', '{0,0,9}', '{a,b}', '{Order}', '{OrderCreated}', '{\"\"}'"],
+    ),
     ("count", &["'{0,1,2}', '{5000,5000,200000}', '{0,0,9}'"]),
     (
         "count_filtered",

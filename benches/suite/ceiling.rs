@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::Size;
 use crate::catalog::{Kafka, Postgres};
 use crate::load::Backlog;
-use crate::meter::Meter;
+use crate::meter::{Meter, used_us};
 use crate::relays::{Build, migrated};
 use crate::report::Row;
 use crate::stand::{Stand, execute};
@@ -130,7 +130,7 @@ pub(crate) async fn kafka(
     let each = size.rows / kafka.producers;
     let events = each * kafka.producers;
     let before = Meter::start(stand, &mut place).await?;
-    let began = Instant::now();
+    let (used, began) = (used_us(std::process::id()), Instant::now());
     let mut tasks = JoinSet::new();
     for number in 0..kafka.producers {
         let (brokers, topic) = (place.brokers.clone(), place.topic.clone());
@@ -144,7 +144,9 @@ pub(crate) async fn kafka(
             .map_err(|error| error.to_string())?;
     }
     let seconds = began.elapsed().as_secs_f64();
+    let used = used_us(std::process::id()) - used;
     before.stop(stand, &mut place, &[], events, row).await?;
+    row.relay_us = Some(used / events.max(1) as f64);
     let there = place.kafka.count(&place.topic).await as u64;
     if there != events {
         return Err(format!("{there} of {events} records"));
@@ -152,7 +154,7 @@ pub(crate) async fn kafka(
     (row.events, row.seconds) = (events, seconds);
     row.rate = Some(events as f64 / seconds);
     (row.postgres_us, row.wal_bytes) = (None, None);
-    row.note("no relay, nothing claimed".to_owned());
+    row.note("no relay, nothing claimed; relay µs are the producers'".to_owned());
     stand.leave(place).await
 }
 

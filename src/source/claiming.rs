@@ -148,10 +148,11 @@ impl PollingSource {
         let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
         let bytes_max = self.claim_bytes_max;
-        let claim = match careful {
-            true => Filter::choose(filter, &polling.statements.claim),
-            false => sqlx::query(polling.statements.claim_all.clone()),
+        let of = match careful {
+            true => &polling.statements.claim,
+            false => &polling.statements.claim_all,
         };
+        let claim = Filter::choose(filter, of);
         let claim = claim.bind(lanes).bind(asked).bind(places);
         let claim = Filter::bind(filter, claim);
         let mut stream = claim.fetch(self.session.connection()?);

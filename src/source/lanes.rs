@@ -280,6 +280,11 @@ impl Lanes {
         self.sweep_at = self.sweep_at.min(now);
     }
 
+    /// How long no row has come.
+    pub(super) fn rested(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_row_at)
+    }
+
     /// Whether there is a lane with a backlog that a waiting worker could take.
     pub(super) fn has_backlog(&self) -> bool {
         self.lanes.iter().any(|lane| lane.backlog && !lane.held)
@@ -307,8 +312,8 @@ impl Lanes {
             self.last_row_at = now;
             self.sweep_at = now;
         } else {
-            let quiet = now.saturating_duration_since(self.last_row_at);
-            self.sweep_at = now + (quiet / 10).clamp(self.limits.pause_min, self.limits.pause_max);
+            self.sweep_at =
+                now + (self.rested(now) / 10).clamp(self.limits.pause_min, self.limits.pause_max);
         }
     }
 

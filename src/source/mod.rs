@@ -37,6 +37,7 @@ mod parking;
 mod passing;
 mod pauses;
 mod polling;
+mod quiet;
 mod replay;
 mod sampling;
 mod schema;
@@ -106,7 +107,8 @@ pub fn hot_statements(
         ("open", all.open),
         ("lanes", all.lanes),
         ("claim", all.claim.plain),
-        ("claim_all", all.claim_all),
+        ("claim_all", all.claim_all.plain),
+        ("claim_all_filtered", all.claim_all.filtered),
         ("claim_filtered", all.claim.filtered),
         ("count", all.count.plain),
         ("count_filtered", all.count.filtered),

@@ -38,6 +38,7 @@ use super::decode::Place;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
 use super::passing::Passing;
+use super::quiet::Quiet;
 use super::session::Session;
 use super::settled::{Closing, Parts, begin_anew};
 use super::sql::Statements;
@@ -88,6 +89,8 @@ pub(super) struct Memory {
     pub(super) passing: Passing,
     /// What is known of the numbers that were drawn.
     pub(super) closing: Closing,
+    /// What is known of an outbox at rest.
+    pub(super) quiet: Quiet,
     /// Until when rows that somebody else has locked are to be expected.
     pub(super) careful_until: Instant,
     pub(super) parked_after: Instant,
@@ -137,6 +140,7 @@ impl Polling {
             locked: HashMap::new(),
             passing,
             closing,
+            quiet: Quiet::default(),
             careful_until: now,
             parked_after: now,
             empty: false,
@@ -369,6 +373,12 @@ impl PollingSource {
             counted: 0,
         };
         self.full = false;
+        if self.nothing_new(&offer).await? {
+            held.lanes.clear();
+            held.sweeping = false;
+            polling.memory(|memory| memory.lanes.taken(&offer, &[], Instant::now()));
+            return Ok(Claim::Nothing);
+        }
         let Some(taken) = self.take_lanes(&offer).await? else {
             held.lanes.clear();
             held.sweeping = false;
@@ -380,13 +390,17 @@ impl PollingSource {
             lanes,
             settled,
             decided,
+            last,
         } = taken;
         held.taken(&lanes);
         if let Some((tally, _)) = &self.watched {
             let taken = u64::try_from(lanes.len()).unwrap_or(0);
             tally.count(|counted| counted.lanes_taken += taken);
         }
-        polling.memory(|memory| memory.lanes.taken(&offer, &lanes, Instant::now()));
+        polling.memory(|memory| {
+            memory.lanes.taken(&offer, &lanes, Instant::now());
+            memory.quiet.found(last.filter(|_| lanes.is_empty()));
+        });
         if lanes.is_empty() {
             held.sweeping = false;
             self.session.end("rollback").await?;
@@ -424,9 +438,8 @@ impl PollingSource {
         self.look_what_is_closed().await?;
         let since = self.session.process_since();
         let (careful, closed) = polling.memory(|memory| {
-            let careful = filter.is_some() || Instant::now() < memory.careful_until;
             (
-                careful,
+                Instant::now() < memory.careful_until,
                 since.and_then(|since| memory.closing.closed(since)),
             )
         });

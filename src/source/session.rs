@@ -85,8 +85,7 @@ impl Session {
         self.connect().await?;
         self.in_transaction = true;
         let doing = "begin a transaction";
-        // nothing in it waits for a lock, so silence is the network's or the server's
-        let limit = self.connect_timeout.min(self.answer_timeout);
+        let limit = self.silence_timeout();
         let open = match self.keeps_statements {
             true => open.clone(),
             // The driver names every statement, also where it is to keep none, and never lets go of
@@ -173,6 +172,11 @@ impl Session {
     /// How long to wait for an answer.
     pub(super) fn answer_timeout(&self) -> Duration {
         self.answer_timeout
+    }
+
+    /// How long to wait for an answer to what waits for no lock: silence is the network's or the server's.
+    pub(super) fn silence_timeout(&self) -> Duration {
+        self.connect_timeout.min(self.answer_timeout)
     }
 
     /// Closes the connection without a word, and with it its transaction and its locks.

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::archive_sql;
 use super::layout::{Names, literal, names, quote_if_need_be, quote_table};
-use super::session::SEARCH_PATH;
+use super::session::{SEARCH_PATH, fixed};
 use crate::config::{Layout, OnPublished, TableName};
 use crate::ops::{Mistake, makes};
 
@@ -19,12 +19,13 @@ pub(super) struct Statements {
     pub(super) open: SqlStr,
     pub(super) lanes: SqlStr,
     pub(super) claim: Filtered,
-    pub(super) claim_all: SqlStr,
+    pub(super) claim_all: Filtered,
     pub(super) count: Filtered,
     pub(super) skipped: Filtered,
     pub(super) fronts: SqlStr,
     pub(super) last: SqlStr,
     pub(super) drawn: SqlStr,
+    pub(super) last_number: SqlStr,
     pub(super) lockers: SqlStr,
     pub(super) below: SqlStr,
     pub(super) begin_anew: SqlStr,
@@ -219,7 +220,7 @@ impl Statements {
 
             // The same, where no foreign transaction has a row locked, as a rule: it fails on one, and so
             // needs no `count`.
-            claim_all: sql(claim("", "nowait")),
+            claim_all: filtered(&|waits| claim(waits, "nowait")),
 
             // How many pending rows each lane $1 has up to seq $2, behind $3: more than were claimed means
             // that a locked one was passed over. Later than the claim's snapshot, so it may also
@@ -269,6 +270,12 @@ impl Statements {
             // The last number drawn, and the file of the sequence; nulls where the relay may not read
             // it. No locks that anybody waits for.
             drawn: sql(format!(
+                "with {drawn} select d.sequence[1], d.sequence[2] from drawn d",
+                drawn = drawn(&rows)
+            )),
+
+            // The same, in a transaction of its own.
+            last_number: fixed(&format!(
                 "with {drawn} select d.sequence[1], d.sequence[2] from drawn d",
                 drawn = drawn(&rows)
             )),

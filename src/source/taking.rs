@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::Error;
 use super::lanes::Offer;
 use super::polling::PollingSource;
+use super::quiet::Last;
 use super::session::answer;
 use crate::ops::controls::Paused;
 
@@ -20,6 +21,8 @@ pub(super) struct Taken {
     pub(super) settled: HashMap<i32, i64>,
     /// Those with parked rows somebody decided about.
     pub(super) decided: Vec<i32>,
+    /// The last number before they were looked at, if nothing up to it can be missing.
+    pub(super) last: Option<Last>,
 }
 
 impl PollingSource {
@@ -38,13 +41,15 @@ impl PollingSource {
                 return Err(Error::Copy { outbox });
             }
         }
+        let last = self.last_at_rest(offer).await?;
         let lanes = sqlx::query(polling.statements.lanes.clone())
             .bind(&offer.lanes)
             .bind(offer.sweep)
             .bind(offer.take_max)
-            .fetch_all(connection);
+            .fetch_all(self.session.connection()?);
         let lanes = answer(limit, "take lanes", lanes).await?;
-        self.read_lanes(&lanes)
+        let taken = self.read_lanes(&lanes)?;
+        Ok(taken.map(|taken| Taken { last, ..taken }))
     }
 
     /// The lanes that were taken, and those of them with parked rows somebody decided about.
