@@ -22,13 +22,13 @@ use crate::support::{self, Own, World, eventually, topic_of};
 const SOON: Duration = Duration::from_secs(60);
 
 /// What one run of `check` said.
-struct Checked {
-    code: Option<i32>,
-    lines: Vec<Value>,
-    all: String,
+pub(crate) struct Checked {
+    pub(crate) code: Option<i32>,
+    pub(crate) lines: Vec<Value>,
+    pub(crate) all: String,
 }
 
-async fn check(setup: &Setup<'_>, arguments: &[&str]) -> Checked {
+pub(crate) async fn check(setup: &Setup<'_>, arguments: &[&str]) -> Checked {
     let mut relay = setup.spawn(&[&["check", "--json"], arguments].concat());
     let status = relay.wait_exit(SOON).await;
     let lines = relay.lines();
@@ -67,7 +67,7 @@ async fn checked_until(
 
 impl Checked {
     /// What is not as it must be: item and reason.
-    fn bad(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(crate) fn bad(&self) -> impl Iterator<Item = (&str, &str)> {
         let bad = self
             .lines
             .iter()
@@ -80,13 +80,13 @@ impl Checked {
         })
     }
 
-    fn has(&self, item: &str, part: &str) -> bool {
+    pub(crate) fn has(&self, item: &str, part: &str) -> bool {
         self.bad()
             .any(|(name, why)| name == item && why.contains(part))
     }
 
     /// The level of what was found, and what mends it.
-    fn found(&self, item: &str, part: &str) -> (&str, &str) {
+    pub(crate) fn found(&self, item: &str, part: &str) -> (&str, &str) {
         let line = self.lines.iter().find(|line| {
             let level = line["level"].as_str().unwrap();
             line["item"] == item && line["why"].as_str().unwrap().contains(part) && level != "ok"
@@ -99,7 +99,7 @@ impl Checked {
         )
     }
 
-    fn assert_clean_of(&self, item: &str, part: &str) {
+    pub(crate) fn assert_clean_of(&self, item: &str, part: &str) {
         assert!(
             !self.has(item, part),
             "{item} {part:?} still:\n{}",

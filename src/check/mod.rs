@@ -14,6 +14,8 @@ mod table;
 
 pub mod postgres;
 
+pub mod writers;
+
 pub mod kafka;
 
 use crate::certificate::Trouble;
@@ -186,7 +188,7 @@ async fn table(
     }
     match checkup.rivals(&outbox.table).await {
         Ok(rivals) => {
-            for line in postgres::rivals(outbox, &rivals) {
+            for line in postgres::rivals(&rivals) {
                 say(line);
             }
         }
@@ -198,7 +200,43 @@ async fn table(
             "the claim and the rows: what they rest on is not well",
         ));
     }
+    writers(checkup, server, config, outbox, &inspected, &mut say).await;
     rows(checkup, config, outbox, &inspected, wanted, &mut say).await;
+}
+
+/// How the service writes, and what it writes to, if that has partitions.
+async fn writers(
+    checkup: &mut Checkup,
+    server: &Server,
+    config: &Config,
+    outbox: &Outbox,
+    inspected: &Inspected,
+    say: &mut impl FnMut(Line),
+) {
+    if inspected.partitioned {
+        match checkup.partitions(&outbox.table).await {
+            Ok(found) => {
+                for line in writers::partitions(&found, config.relay.workers) {
+                    say(line);
+                }
+            }
+            Err(error) => say(failed("partitions", &error)),
+        }
+    }
+    let looked = async {
+        let open = checkup.open_writers(&outbox.table, writers::LATE_S).await?;
+        let (lanes, late_s) = (inspected.lanes, writers::LATE_S);
+        Ok::<_, Error>((open, checkup.written(outbox, lanes, late_s).await?))
+    };
+    match looked.await {
+        Ok((open, written)) => {
+            for line in writers::late(&open, &written, server) {
+                say(line);
+            }
+            say(writers::order(&written));
+        }
+        Err(error) => say(failed("late", &error)),
+    }
 }
 
 /// Whether the functions that services write by are as the table is.
@@ -228,7 +266,9 @@ async fn rows(
     say: &mut impl FnMut(Line),
 ) {
     match checkup.claim_plan(config, outbox, inspected).await {
-        Ok((plan, index)) => say(postgres::claim(outbox, &plan, &index)),
+        Ok((plan, index, of_partitions)) => {
+            say(postgres::claim(outbox, &plan, &index, &of_partitions));
+        }
         Err(error) => say(failed("claim", &error)),
     }
     match checkup.parked(&outbox.table).await {
@@ -236,7 +276,7 @@ async fn rows(
         Err(error) => say(failed("parked", &error)),
     }
     let looked = async {
-        let kinds = checkup.kinds(outbox, inspected.lanes).await?;
+        let kinds = checkup.kinds(outbox, inspected).await?;
         Ok::<_, Error>((kinds, checkup.largest(outbox, inspected).await?))
     };
     let (kinds, largest) = match looked.await {

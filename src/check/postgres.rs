@@ -26,7 +26,7 @@ const BATCH_SLACK: Duration = Duration::from_secs(15);
 
 /// What the start checks look at, and what it is called where nothing is wrong.
 const INSPECTED: [(&str, &str); 8] = [
-    ("table", "it is a plain table"),
+    ("table", "it is a table that can be served"),
     ("schema", "the relay's own tables are there"),
     (
         "columns",
@@ -364,18 +364,20 @@ pub fn migrated(known: Option<bool>) -> Line {
 #[must_use]
 pub fn counts(outbox: &Outbox, counts: &Counts, server: &Server) -> Vec<Line> {
     let table = quote_table(&outbox.table);
-    let autovacuum = match (server.autovacuum, counts.autovacuum) {
+    let autovacuum = match (server.autovacuum, &counts.unvacuumed) {
         (false, _) => Line::warn(
             "autovacuum",
             "it is off on the whole server: the table only grows, and claims get slower",
         )
         .words("run `alter system set autovacuum = on`, the same for track_counts, then reload"),
-        (_, false) => Line::warn(
+        (_, Some(relation)) => Line::warn(
             "autovacuum",
-            "it is off for this table, which only grows, and claims get slower",
+            "it is off for this table, or a partition of it, which only grows, and claims get slower",
         )
-        .sql(format!("alter table {table} reset (autovacuum_enabled);")),
-        (true, true) => Line::ok("autovacuum", "it is on"),
+        .sql(format!(
+            "alter table {relation} reset (autovacuum_enabled);"
+        )),
+        (true, None) => Line::ok("autovacuum", "it is on"),
     };
     #[expect(
         clippy::cast_precision_loss,
@@ -426,10 +428,13 @@ fn deleted(outbox: &Outbox, counts: &Counts) -> Line {
     if by_relays || !many || !counts.is_empty {
         return Line::ok("deleted", "rows stay until the relay has published them");
     }
-    let reset = format!(
-        "select pg_stat_reset_single_table_counters({}::regclass);",
-        literal(&quote_table(&outbox.table))
-    );
+    let table = literal(&quote_table(&outbox.table));
+    let reset = match counts.partitioned {
+        true => format!(
+            "select pg_stat_reset_single_table_counters(p.relid) from pg_partition_tree({table}::regclass) p;"
+        ),
+        false => format!("select pg_stat_reset_single_table_counters({table}::regclass);"),
+    };
     Line::warn(
         "deleted",
         format!(
@@ -445,10 +450,9 @@ fn deleted(outbox: &Outbox, counts: &Counts) -> Line {
 
 /// What else is at the table.
 #[must_use]
-pub fn rivals(outbox: &Outbox, rivals: &[(String, String)]) -> Vec<Line> {
-    let table = quote_table(&outbox.table);
+pub fn rivals(rivals: &[(String, String, String)]) -> Vec<Line> {
     let mut lines = Vec::new();
-    for (kind, name) in rivals {
+    for (kind, name, table) in rivals {
         let quoted = quote(name);
         lines.push(match kind.as_str() {
             "trigger" => Line::warn(
@@ -487,19 +491,29 @@ pub fn rivals(outbox: &Outbox, rivals: &[(String, String)]) -> Vec<Line> {
     lines
 }
 
-/// Whether the claim goes by the lanes' index, alone.
+/// Whether the claim goes by the lanes' index, alone, or by those `of_partitions`, if there are any.
 #[must_use]
-pub fn claim(outbox: &Outbox, plan: &str, index: &str) -> Line {
-    let by_index = plan
-        .lines()
-        .any(|line| line.contains("Index") && line.contains(index) && !line.contains("Bitmap"));
+pub fn claim(outbox: &Outbox, plan: &str, index: &str, of_partitions: &[String]) -> Line {
+    let wanted: Vec<&str> = match of_partitions {
+        [] => vec![index],
+        some => some.iter().map(String::as_str).collect(),
+    };
+    let has = |index: &&str| {
+        let on = |line: &str| line.contains("Index") && line.contains(*index);
+        plan.lines()
+            .any(|line| on(line) && !line.contains("Bitmap"))
+    };
     // the condition on the lane must be the index's own, not a filter on all it has
-    let by_lane =
-        (plan.lines()).any(|line| line.contains("Index Cond") && line.contains("hashtext"));
-    if by_index && by_lane {
+    let by_lane = |line: &&str| line.contains("Index Cond") && line.contains("hashtext");
+    let sorts = !of_partitions.is_empty() && plan.contains("->  Sort");
+    if wanted.iter().all(has) && plan.lines().filter(by_lane).count() >= wanted.len() && !sorts {
         return Line::ok("claim", format!("it goes by the index {index}"));
     }
     let index = format!("{}.{}", quote(&outbox.table.schema), quote(index));
+    let concurrently = match of_partitions {
+        [] => " concurrently",
+        _ => "",
+    };
     Line::fail(
         "claim",
         format!(
@@ -507,7 +521,7 @@ pub fn claim(outbox: &Outbox, plan: &str, index: &str) -> Line {
              each claim reads the whole backlog. Drop it, then run `outbox-relay migrate`"
         ),
     )
-    .sql(format!("drop index concurrently {index};"))
+    .sql(format!("drop index{concurrently} {index};"))
 }
 
 /// Rows that wait for a person.
@@ -828,7 +842,8 @@ mod tests {
     fn rows_deleted_by_relays_are_not_held_against_the_service() {
         let mut outbox = config("").outboxes.remove(0);
         let counted = |inserted, updated, deleted, is_empty, served| Counts {
-            autovacuum: true,
+            partitioned: false,
+            unvacuumed: None,
             vacuum_at_rows: 50.0,
             inserted,
             updated,
@@ -873,12 +888,12 @@ mod tests {
             format!("Nested Loop\n  ->  Index Scan using i_16 on outbox t\n        {line}: x")
         };
         let plan = by("Index Cond: ((hashtext(y) & 15) = l.lane)");
-        assert_eq!(claim(&outbox, &plan, "i_16").level, Level::Ok);
+        assert_eq!(claim(&outbox, &plan, "i_16", &[]).level, Level::Ok);
         let plan = by("Filter: ((hashtext(y) & 15) = l.lane)");
-        let line = claim(&outbox, &plan, "i_16");
+        let line = claim(&outbox, &plan, "i_16", &[]);
         assert_eq!(line.level, Level::Fail);
         assert_eq!(fix(&line), "drop index concurrently \"public\".\"i_16\";");
-        let line = claim(&outbox, "Seq Scan on outbox t", "i_16");
+        let line = claim(&outbox, "Seq Scan on outbox t", "i_16", &[]);
         assert_eq!(line.level, Level::Fail);
     }
 

@@ -234,7 +234,7 @@ keys! {
     };
 
     /// The table, as SQL names it: folded to lower case unless in double quotes; no schema
-    /// means public.
+    /// means public. Of a partitioned table its own name, not that of a partition.
     TABLE: TableName = Written::table_name, Spec {
         example: "public.outbox",
         flag: Some("--table"),

@@ -111,6 +111,8 @@ pub struct Inspected {
     pub lanes: u16,
     /// Whether its payloads are bytes, not text.
     pub payload_is_bytea: bool,
+    /// Whether it has partitions.
+    pub partitioned: bool,
     /// A right that nothing fails without.
     pub lacking: Option<Finding>,
 }
@@ -118,8 +120,10 @@ pub struct Inspected {
 /// What the server counts and keeps of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Counts {
-    /// Whether autovacuum may have the table.
-    pub autovacuum: bool,
+    /// Whether it has partitions, whose counts and settings these are, all together.
+    pub partitioned: bool,
+    /// The table, or the first partition, that autovacuum may not have, as SQL has it.
+    pub unvacuumed: Option<String>,
     /// How many dead rows bring autovacuum.
     pub vacuum_at_rows: f64,
     /// Rows inserted, since the statistics were reset.
@@ -343,6 +347,7 @@ impl Checkup {
         if !well {
             return Ok(found);
         }
+        found.partitioned = table.partitioned;
         found.payload_is_bytea = look.columns(table).await?;
         well = look.wrong.is_empty();
         found.note("columns", &mut look);
@@ -413,7 +418,8 @@ impl Checkup {
         let rows = self.rows(doing, ask::table(table)).await?;
         let row = rows.first().ok_or_else(|| gone(table))?;
         Ok(Counts {
-            autovacuum: get(doing, row, "autovacuum")?,
+            partitioned: get(doing, row, "partitioned")?,
+            unvacuumed: get(doing, row, "unvacuumed")?,
             vacuum_at_rows: get(doing, row, "vacuum_at_rows")?,
             inserted: get(doing, row, "inserted")?,
             updated: get(doing, row, "updated")?,
@@ -426,18 +432,26 @@ impl Checkup {
         })
     }
 
-    /// Triggers, rules and publications of the table: kind and name.
+    /// Triggers, rules and publications of the table and its partitions: kind, name, and which of them, as SQL
+    /// has it.
     ///
     /// # Errors
     /// Postgres could not be asked, or refused.
-    pub async fn rivals(&mut self, table: &TableName) -> Result<Vec<(String, String)>, Error> {
+    pub async fn rivals(
+        &mut self,
+        table: &TableName,
+    ) -> Result<Vec<(String, String, String)>, Error> {
         let doing = "look for what else is at the table";
         let rows = self.rows(doing, ask::rivals(table)).await?;
-        let rival = |row: &PgRow| Ok((get(doing, row, "kind")?, get(doing, row, "name")?));
+        let rival = |row: &PgRow| {
+            let (kind, name) = (get(doing, row, "kind")?, get(doing, row, "name")?);
+            Ok((kind, name, get(doing, row, "relation")?))
+        };
         rows.iter().map(rival).collect()
     }
 
-    /// The plan of the claim, as it is made for this table, and the index that it must go by.
+    /// The plan of the claim, as it is made for this table, and the index that it must go by, and
+    /// those of its partitions.
     ///
     /// # Errors
     /// Postgres could not be asked, or refused.
@@ -446,7 +460,7 @@ impl Checkup {
         config: &Config,
         outbox: &Outbox,
         inspected: &Inspected,
-    ) -> Result<(String, String), Error> {
+    ) -> Result<(String, String, Vec<String>), Error> {
         let doing = "explain the claim";
         let inspector = Inspector::new(config, outbox, false)?;
         let statements = Statements::render(
@@ -456,6 +470,7 @@ impl Checkup {
                 on_published: outbox.on_published,
                 lanes: inspected.lanes,
                 payload_is_bytea: inspected.payload_is_bytea,
+                partitioned: inspected.partitioned,
             },
             inspector.timeouts,
         );
@@ -476,16 +491,32 @@ impl Checkup {
         let line = |row: &PgRow| row.try_get::<String, _>(0);
         let lines: Result<Vec<String>, _> = plan.iter().map(line).collect();
         let lines = lines.map_err(|error| Error::statement(doing, error))?;
-        Ok((lines.join("\n"), index_name(&outbox.table, inspected.lanes)))
+        let index = index_name(&outbox.table, inspected.lanes);
+        let mut of_partitions = Vec::new();
+        if inspected.partitioned {
+            let sql = ask::leaf_indexes(&outbox.table.schema, &index);
+            for row in self.rows(doing, sql).await? {
+                of_partitions.push(get(doing, &row, "name")?);
+            }
+        }
+        Ok((lines.join("\n"), index, of_partitions))
     }
 
     /// The kinds of rows there are, as far as a bounded look meets them.
     ///
     /// # Errors
     /// Postgres could not be asked, or refused.
-    pub async fn kinds(&mut self, outbox: &Outbox, lanes: u16) -> Result<Vec<Kind>, Error> {
+    pub async fn kinds(
+        &mut self,
+        outbox: &Outbox,
+        inspected: &Inspected,
+    ) -> Result<Vec<Kind>, Error> {
         let doing = "look at the kinds of rows";
-        let sql = ask::kinds(&outbox.table, &outbox.layout, lanes);
+        let recent = match inspected.partitioned {
+            true => self.recent(&outbox.table, ask::RECENT_PAGES).await?,
+            false => vec![ask::recent(&outbox.table)],
+        };
+        let sql = ask::kinds(&outbox.table, &outbox.layout, inspected.lanes, &recent);
         let rows = self.rows(doing, sql).await?;
         rows.iter().map(|row| kind(doing, row)).collect()
     }
@@ -524,7 +555,11 @@ impl Checkup {
     }
 
     /// The rows of one query, in a transaction that cannot write and does not last.
-    async fn rows(&mut self, doing: &'static str, sql: String) -> Result<Vec<PgRow>, Error> {
+    pub(super) async fn rows(
+        &mut self,
+        doing: &'static str,
+        sql: String,
+    ) -> Result<Vec<PgRow>, Error> {
         let limit = self.session.answer_timeout();
         let statement_ms = self.database.statement_timeout.as_millis();
         let sql = format!(
@@ -569,7 +604,7 @@ fn gone(table: &TableName) -> Error {
     Error::Changed(format!("{table} is gone"))
 }
 
-fn get<'r, T>(doing: &'static str, row: &'r PgRow, column: &str) -> Result<T, Error>
+pub(super) fn get<'r, T>(doing: &'static str, row: &'r PgRow, column: &str) -> Result<T, Error>
 where
     T: Decode<'r, Postgres> + Type<Postgres>,
 {

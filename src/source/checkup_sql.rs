@@ -1,14 +1,15 @@
 //! What `check` asks Postgres. Everything here reads, and takes no lock that a writer would notice. Each
 //! is a simple query of one statement: a pooler may hand the next one to another server process.
 
-use super::layout::{literal, names, quote_table};
+use super::layout::{literal, names, quote, quote_table};
+use super::partitions::relations;
 use super::sql::lane_of;
 use crate::config::{Layout, TableName};
 
 /// Pending rows that are looked at for their kinds and sizes.
 pub(super) const PENDING_ROWS_MAX: u32 = 2_000;
 /// Pages at the end of the table that are looked at for kinds of rows that were published.
-const RECENT_PAGES: u32 = 50;
+pub(super) const RECENT_PAGES: u32 = 50;
 /// Kinds of rows that are told apart.
 const KINDS_MAX: u32 = 100;
 /// Payloads whose length is measured: those that take the most room on disk.
@@ -71,27 +72,36 @@ pub(super) const HOLDERS: &str = "
 /// What the server counts and keeps of the table. Plan: catalogues by oid, and one row of the table.
 pub(super) fn table(name: &TableName) -> String {
     let (table, quoted) = (literal(&quote_table(name)), quote_table(name));
+    let relations = relations(&quoted);
     format!(
-        "select coalesce((select o.option_value::bool from pg_options_to_table(c.reloptions) o
-                           where o.option_name = 'autovacuum_enabled'), true) as autovacuum,
-                coalesce((select o.option_value::float8 from pg_options_to_table(c.reloptions) o
-                           where o.option_name = 'autovacuum_vacuum_threshold'),
-                         current_setting('autovacuum_vacuum_threshold')::float8)
-                  + greatest(c.reltuples, 0)
-                  * coalesce((select o.option_value::float8 from pg_options_to_table(c.reloptions) o
-                               where o.option_name = 'autovacuum_vacuum_scale_factor'),
-                             current_setting('autovacuum_vacuum_scale_factor')::float8)
-                  as vacuum_at_rows,
-                coalesce(s.n_tup_ins, 0) as inserted, coalesce(s.n_tup_upd, 0) as updated,
-                coalesce(s.n_tup_del, 0) as deleted,
-                coalesce(s.n_dead_tup, 0) as dead,
-                extract(epoch from clock_timestamp() - greatest(s.last_autovacuum, s.last_vacuum))::float8
-                  as vacuumed_s,
+        "select (array_agg(x.relation order by x.relation) filter (where not x.autovacuum))[1] as unvacuumed,
+                (select c.relkind = 'p' from pg_catalog.pg_class c where c.oid = {table}::regclass)
+                  as partitioned,
+                sum(x.vacuum_at_rows) as vacuum_at_rows,
+                sum(x.inserted)::int8 as inserted, sum(x.updated)::int8 as updated,
+                sum(x.deleted)::int8 as deleted, sum(x.dead)::int8 as dead,
+                -- of the one with the most to vacuum
+                (array_agg(x.vacuumed_s order by x.dead desc))[1] as vacuumed_s,
                 not exists (select from {quoted}) as is_empty,
-                row_security_active(c.oid) as row_security
-           from pg_catalog.pg_class c
-           left join pg_catalog.pg_stat_all_tables s on s.relid = c.oid
-          where c.oid = {table}::regclass"
+                row_security_active({table}::regclass) as row_security
+           from (select c.oid::regclass::text as relation,
+                        coalesce((select o.option_value::bool from pg_options_to_table(c.reloptions) o
+                                   where o.option_name = 'autovacuum_enabled'), true) as autovacuum,
+                        coalesce((select o.option_value::float8 from pg_options_to_table(c.reloptions) o
+                                   where o.option_name = 'autovacuum_vacuum_threshold'),
+                                 current_setting('autovacuum_vacuum_threshold')::float8)
+                          + greatest(c.reltuples, 0)
+                          * coalesce((select o.option_value::float8 from pg_options_to_table(c.reloptions) o
+                                       where o.option_name = 'autovacuum_vacuum_scale_factor'),
+                                     current_setting('autovacuum_vacuum_scale_factor')::float8)
+                          as vacuum_at_rows,
+                        coalesce(s.n_tup_ins, 0) as inserted, coalesce(s.n_tup_upd, 0) as updated,
+                        coalesce(s.n_tup_del, 0) as deleted, coalesce(s.n_dead_tup, 0) as dead,
+                        extract(epoch from clock_timestamp()
+                                           - greatest(s.last_autovacuum, s.last_vacuum))::float8 as vacuumed_s
+                   from pg_catalog.pg_class c
+                   left join pg_catalog.pg_stat_all_tables s on s.relid = c.oid
+                  where c.oid in {relations} and c.relkind = 'r') x"
     )
 }
 
@@ -104,26 +114,43 @@ pub(super) fn served(name: &TableName) -> String {
     )
 }
 
+/// The indexes of partitions that are parts of `index`, in `schema`.
+pub(super) fn leaf_indexes(schema: &str, index: &str) -> String {
+    let index = literal(&format!("{}.{}", quote(schema), quote(index)));
+    format!(
+        "select c.relname::text as name from pg_partition_tree({index}::regclass) p
+           join pg_catalog.pg_class c on c.oid = p.relid and c.relkind = 'i'"
+    )
+}
+
 /// What else has its hands on the table: kind and name. Plan: catalogues by oid.
 pub(super) fn rivals(name: &TableName) -> String {
-    let table = literal(&quote_table(name));
-    let (schema, relation) = (literal(&name.schema), literal(&name.table));
+    let quoted = quote_table(name);
+    let (table, relations) = (literal(&quoted), relations(&quoted));
     format!(
-        "select 'trigger' as kind, t.tgname::text as name from pg_catalog.pg_trigger t
-          where t.tgrelid = {table}::regclass and not t.tgisinternal and t.tgenabled <> 'D'
+        "select 'trigger' as kind, t.tgname::text as name, t.tgrelid::regclass::text as relation
+           from pg_catalog.pg_trigger t
+          where t.tgrelid in {relations} and not t.tgisinternal and t.tgenabled <> 'D'
+            -- a partition has its table's own again
+            and t.tgparentid = 0
             and t.tgname <> 'outbox_relay_notify'
             -- on delete (8) or update (16), or after (not 2) insert (4)
             and ((t.tgtype & 24) <> 0 or (t.tgtype & 6) = 4)
           union all
-         select 'rule', r.rulename::text from pg_catalog.pg_rewrite r
-          where r.ev_class = {table}::regclass and r.ev_enabled <> 'D'
+         select 'rule', r.rulename::text, r.ev_class::regclass::text from pg_catalog.pg_rewrite r
+          where r.ev_class in {relations} and r.ev_enabled <> 'D'
           union all
-         select case when x.puballtables then 'publication_all' else 'publication' end,
-                p.pubname::text
-           from pg_catalog.pg_publication_tables p
-           join pg_catalog.pg_publication x on x.pubname = p.pubname
-          where p.schemaname = {schema} and p.tablename = {relation}
-          order by 1, 2
+         select case when x.puballtables then 'publication_all' else 'publication' end, x.pubname::text,
+                -- the one that it names: a partition may be seen through the table
+                coalesce((select r.prrelid::regclass::text from pg_catalog.pg_publication_rel r
+                           where r.prpubid = x.oid and r.prrelid in {relations} order by 1 limit 1),
+                         {table}::regclass::text)
+           from pg_catalog.pg_publication x
+          where x.pubname in (select p.pubname from pg_catalog.pg_publication_tables p
+                                join pg_catalog.pg_namespace n on n.nspname = p.schemaname
+                                join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+                               where c.oid in {relations})
+          order by 1, 2, 3
           limit 50"
     )
 }
@@ -131,14 +158,25 @@ pub(super) fn rivals(name: &TableName) -> String {
 /// Which kinds of rows there are: aggregate type, event type, own topic. Of the pending ones the first
 /// that the lanes' index has, and the last published by their place; no index on that is wanted.
 /// Plan: a bounded scan of each, and a group of what came.
-pub(super) fn kinds(name: &TableName, layout: &Layout, lanes: u16) -> String {
+/// `recent` says where the latter are.
+pub(super) fn kinds(name: &TableName, layout: &Layout, lanes: u16, recent: &[String]) -> String {
     let rows = quote_table(name);
     let row = names(layout, "t.");
     let lane = lane_of(&row, lanes);
     let (aggregate_type, event_type, topic) =
         (&row.aggregate_type, &row.event_type, &row.own_topic);
     let unpublished = &row.unpublished;
-    let size = literal(&rows);
+    let published: Vec<String> = (recent.iter())
+        .map(|recent| {
+            format!(
+                "union all
+                 (select {aggregate_type}, {event_type}, {topic}
+                    from {rows} t
+                   where {recent}
+                   limit {PENDING_ROWS_MAX})"
+            )
+        })
+        .collect();
     format!(
         "select k.aggregate_type, k.event_type, k.topic
            from ((select {aggregate_type} as aggregate_type, {event_type} as event_type, {topic} as topic
@@ -147,18 +185,22 @@ pub(super) fn kinds(name: &TableName, layout: &Layout, lanes: u16) -> String {
                          (select t.* from {rows} t
                            where {unpublished} and t.seq is not null and {lane} = l.lane
                            order by t.seq limit {each}) t)
-                  union all
-                 (select {aggregate_type}, {event_type}, {topic}
-                    from {rows} t
-                   where t.ctid >= format('(%s,0)', greatest(
-                           pg_relation_size({size}::regclass)
-                             / current_setting('block_size')::int8 - {RECENT_PAGES}, 0))::tid
-                   limit {PENDING_ROWS_MAX})) k
+                 {published}) k
           group by 1, 2, 3
           order by count(*) desc
           limit {KINDS_MAX}",
+        published = published.join(" "),
         last_lane = lanes - 1,
         each = (PENDING_ROWS_MAX / u32::from(lanes)).max(1),
+    )
+}
+
+/// The last pages of the table, as a condition on `t`.
+pub(super) fn recent(name: &TableName) -> String {
+    format!(
+        "t.ctid >= format('(%s,0)', greatest(
+           pg_relation_size({}::regclass) / current_setting('block_size')::int8 - {RECENT_PAGES}, 0))::tid",
+        literal(&quote_table(name))
     )
 }
 

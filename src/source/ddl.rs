@@ -4,7 +4,7 @@ use super::archive_sql;
 use super::emit_sql;
 use super::layout::{Names, index_name, literal, names, own_name, quote, quote_table};
 use super::sql::lane_of;
-use crate::config::{Layout, Outbox};
+use crate::config::{Layout, Outbox, TableName};
 use crate::route::Router;
 
 /// What tells the order of rows that were inserted before they had numbers. Without a time the numbers of
@@ -34,7 +34,9 @@ impl<'a> Ddl<'a> {
     }
 
     /// An empty table gets an identity column, which nobody can write to. One with rows gets a
-    /// column and a sequence; everybody may draw from it, because whoever may insert must.
+    /// column and a sequence; everybody may draw from it, because whoever may insert must. So does one with
+    /// partitions: before PostgreSQL 17 an identity column can neither be added to it nor does a partition that
+    /// an insert names have it.
     pub(super) fn seq(&self) -> String {
         let table = &self.table;
         let name = literal(table);
@@ -51,7 +53,8 @@ begin
     return;
   end if;
   lock table {table} in access exclusive mode;
-  if not exists (select from {table}) then
+  if not exists (select from {table})
+     and (select relkind from pg_catalog.pg_class where oid = {name}::regclass) = 'r' then
     alter table {table} add column seq bigint generated always as identity;
   else
     alter table {table} add column seq bigint;
@@ -68,7 +71,9 @@ $outbox_relay$;",
     /// Zero and below for what waits already; above for what is inserted from now on. Those are below what
     /// lanes may be settled to, which therefore begin anew. It asks first,
     /// because Postgres refuses to as much as plan an update of an identity column, which an empty
-    /// table gets and needs no numbers for.
+    /// table gets and needs no numbers for. A partitioned table's rows are told apart by their places: its id is
+    /// unique with what it is partitioned by alone. One that is marked meanwhile has another place, and needs no
+    /// number.
     pub(super) fn number(&self) -> String {
         let table = &self.table;
         let (plain, row) = (
@@ -82,32 +87,71 @@ $outbox_relay$;",
             "do $outbox_relay$
 begin
   if exists (select from {table} where {pending}) then
-    update {table} t set seq = n.seq
-      from (select {id} as id, row_number() over (order by {order}) - count(*) over () as seq
-              from {table} where {pending}) n
-     where {t_id} = n.id and t.seq is null and {unpublished};
+    if (select relkind from pg_catalog.pg_class where oid = {name}::regclass) = 'p' then
+      update {table} t set seq = n.seq
+        from (select tableoid as leaf, ctid as place,
+                     row_number() over (order by {order}) - count(*) over () as seq
+                from {table} where {pending}) n
+       where t.tableoid = n.leaf and t.ctid = n.place and t.seq is null and {unpublished};
+    else
+      update {table} t set seq = n.seq
+        from (select {id} as id, row_number() over (order by {order}) - count(*) over () as seq
+                from {table} where {pending}) n
+       where {t_id} = n.id and t.seq is null and {unpublished};
+    end if;
     if found then
       update outbox_relay.lane set settled_seq = null, settled_file = null where outbox = {outbox};
     end if;
   end if;
 end
 $outbox_relay$;",
+            name = literal(table),
             t_id = row.id,
             unpublished = row.unpublished,
         )
     }
 
     pub(super) fn index(&self) -> String {
-        let index = quote(&index_name(&self.outbox.table, self.lanes));
+        let table = &self.outbox.table;
+        self.index_concurrently(table, &index_name(table, self.lanes))
+    }
+
+    /// The same of `table`, a partition.
+    pub(super) fn index_concurrently(&self, table: &TableName, index: &str) -> String {
+        let table = quote_table(table);
+        self.index_on(&format!(
+            "concurrently if not exists {} on {table}",
+            quote(index)
+        ))
+    }
+
+    /// An index of `table`, which is partitioned, without those of its partitions: not valid until these are
+    /// attached.
+    pub(super) fn index_only(&self, table: &TableName, index: &str) -> String {
+        let table = quote_table(table);
+        self.index_on(&format!("if not exists {} on only {table}", quote(index)))
+    }
+
+    fn index_on(&self, what: &str) -> String {
         let row = names(&self.outbox.layout, "");
         let lane = lane_of(&row, self.lanes);
         let waiting = match self.outbox.layout.published_at {
             Some(_) => format!(" where {}", row.unpublished),
             None => String::new(),
         };
+        format!("create index {what}\n  ({lane}, seq){waiting};")
+    }
+
+    /// For whoever applies the printed form: what stands in place of `index` where the table has partitions.
+    pub(super) fn index_of_partitioned(&self) -> String {
+        let table = &self.outbox.table;
+        let index = quote(&index_name(table, self.lanes));
+        let sql = self.index_on(&format!("if not exists {index} on {}", quote_table(table)));
         format!(
-            "create index concurrently if not exists {index} on {}\n  ({lane}, seq){waiting};",
-            self.table
+            "-- A partitioned table takes no index concurrently. `outbox-relay migrate` makes it partition by \
+             partition,\n-- and holds nobody up; by hand, in place of the next statement, and with the writers \
+             waiting for it:\n-- {}",
+            sql.replace('\n', "\n-- ")
         )
     }
 

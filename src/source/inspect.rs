@@ -125,6 +125,7 @@ impl Inspector {
                 on_published: self.outbox.on_published,
                 lanes,
                 payload_is_bytea,
+                partitioned: table.partitioned,
             },
             self.timeouts,
         );
@@ -158,6 +159,7 @@ pub(super) struct Look<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Found {
     pub(super) oid: Oid,
+    pub(super) partitioned: bool,
 }
 
 impl Look<'_> {
@@ -197,26 +199,7 @@ impl Look<'_> {
         let read =
             || -> Result<(Oid, String), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
         let (oid, kind) = read().map_err(|e| Error::statement("look for the table", e))?;
-        if kind != "r" {
-            self.wrong.push(Finding::words(format!(
-                "{name} is not a plain table: views, partitioned and foreign tables cannot be \
-                 served yet"
-            )));
-        } else if self
-            .truth(
-                "look for child tables",
-                format!(
-                    "select exists (select from pg_catalog.pg_inherits where inhparent = {})",
-                    oid.0
-                ),
-            )
-            .await?
-        {
-            self.wrong.push(Finding::words(format!(
-                "{name} has tables that inherit from it: such tables cannot be served yet"
-            )));
-        }
-        Ok(Some(Found { oid }))
+        Ok(Some(self.servable(oid, &kind).await?))
     }
 
     /// Whether the payload is bytea; what is missing or of a wrong type goes to the problems.

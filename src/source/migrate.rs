@@ -20,7 +20,8 @@ use super::ddl::Ddl;
 use super::emit_sql;
 use super::error::Error;
 use super::grants;
-use super::layout::{index_name, literal, names, quote, quote_table};
+use super::layout::{index_name, literal, names, quote_table};
+use super::partitions::relations;
 use super::session::{Session, answer};
 use crate::config::{Config, Database, OnPublished, Outbox};
 use crate::route::Router;
@@ -57,15 +58,15 @@ pub enum Migrated {
 }
 
 /// One thing to do to a table.
-struct Step {
+pub(super) struct Step {
     /// What it does, for the log.
-    title: String,
+    pub(super) title: String,
     /// Whether, and why, it wants leave.
-    leave: Option<String>,
+    pub(super) leave: Option<String>,
     /// Whether nobody waits while it waits for a lock, so that it may wait as long as it takes. One
     /// that is stopped half-way leaves an index that is not valid behind.
-    concurrent: bool,
-    sql: String,
+    pub(super) concurrent: bool,
+    pub(super) sql: String,
 }
 
 impl<'a> Migration<'a> {
@@ -96,6 +97,7 @@ impl<'a> Migration<'a> {
             let mut statements = vec![
                 ddl.seq(),
                 ddl.number(),
+                ddl.index_of_partitioned(),
                 ddl.index(),
                 ddl.lanes(),
                 ddl.routing(),
@@ -233,25 +235,26 @@ async fn lock(connection: &mut PgConnection, limit: std::time::Duration) -> Resu
     }
 }
 
-struct TableMigration<'a> {
-    connection: &'a mut PgConnection,
-    outbox: &'a Outbox,
-    limit: std::time::Duration,
+pub(super) struct TableMigration<'a> {
+    pub(super) connection: &'a mut PgConnection,
+    pub(super) outbox: &'a Outbox,
+    pub(super) limit: std::time::Duration,
 }
 
 impl TableMigration<'_> {
     async fn apply(&mut self, leave: bool, say: &mut impl FnMut(&str)) -> Result<Migrated, Error> {
-        match self.kind().await? {
-            Kind::Table => {}
+        let partitioned = match self.kind().await? {
+            Kind::Table => false,
+            Kind::Partitioned => true,
             Kind::Nothing => return Ok(Migrated::NoTable),
             Kind::Other => {
                 return Ok(Migrated::Refused(
-                    "views, foreign and partitioned tables, and tables that others inherit from, \
-                     cannot be served yet"
+                    "views, foreign tables and partitions that are some, a partition by itself, and tables \
+                     that others inherit from cannot be served"
                         .to_owned(),
                 ));
             }
-        }
+        };
         let mut wanted = Vec::new();
         // each look comes after the step before it: numbering needs the column
         for find in [
@@ -264,6 +267,10 @@ impl TableMigration<'_> {
             Find::History,
             Find::Notify,
         ] {
+            if partitioned && matches!(find, Find::Index) {
+                self.index_partitions(say).await?;
+                continue;
+            }
             let Some(step) = self.find(find).await? else {
                 continue;
             };
@@ -379,46 +386,6 @@ impl TableMigration<'_> {
         }))
     }
 
-    async fn find_index(&mut self) -> Result<Option<Step>, Error> {
-        let name = &self.outbox.table;
-        let lanes = self.lanes_in_force().await?;
-        let index = index_name(name, lanes);
-        let (schema, quoted) = (literal(&name.schema), literal(&index));
-        let found = format!(
-            "select coalesce((select case when i.indisvalid then 2 else 1 end
-               from pg_catalog.pg_index i
-               join pg_catalog.pg_class c on c.oid = i.indexrelid
-               join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-              where n.nspname = {schema} and c.relname = {quoted}), 0)::int8"
-        );
-        match self.number(found).await? {
-            2 => return Ok(None),
-            // what a cancelled build left
-            1 => {
-                let drop = format!(
-                    "drop index concurrently if exists {}.{};",
-                    quote(&name.schema),
-                    quote(&index)
-                );
-                self.run(&Step {
-                    title: String::new(),
-                    leave: None,
-                    concurrent: true,
-                    sql: drop,
-                })
-                .await?;
-            }
-            _ => {}
-        }
-        let sql = Ddl::of(self.outbox, lanes).index();
-        Ok(Some(Step {
-            title: format!("{name}: making the index {index}, concurrently"),
-            leave: None,
-            concurrent: true,
-            sql,
-        }))
-    }
-
     async fn find_lanes(&mut self) -> Result<Option<Step>, Error> {
         let name = &self.outbox.table;
         let outbox = literal(&name.to_string());
@@ -529,7 +496,7 @@ impl TableMigration<'_> {
     }
 
     /// The database's number of lanes, or the config's where there are none yet.
-    async fn lanes_in_force(&mut self) -> Result<u16, Error> {
+    pub(super) async fn lanes_in_force(&mut self) -> Result<u16, Error> {
         let outbox = literal(&self.outbox.table.to_string());
         let lanes = format!("select count(*) from outbox_relay.lane where outbox = {outbox}");
         match u16::try_from(self.number(lanes).await?) {
@@ -542,9 +509,13 @@ impl TableMigration<'_> {
     async fn kind(&mut self) -> Result<Kind, Error> {
         let name = &self.outbox.table;
         let kind = format!(
-            "select case when c.relkind <> 'r' then 2
-                         when exists (select from pg_catalog.pg_inherits where inhparent = c.oid)
-                         then 2 else 1 end::int8
+            "select case when c.relkind not in ('r', 'p') or c.relispartition then 2
+                         when c.relkind = 'r'
+                              and exists (select from pg_catalog.pg_inherits where inhparent = c.oid) then 2
+                         when exists (select from pg_partition_tree(c.oid::regclass) p
+                                        join pg_catalog.pg_class l on l.oid = p.relid and l.relkind = 'f') then 2
+                         when c.relkind = 'p' then 3
+                         else 1 end::int8
                from pg_catalog.pg_class c
                join pg_catalog.pg_namespace n on n.oid = c.relnamespace
               where n.nspname = {} and c.relname = {}
@@ -555,12 +526,13 @@ impl TableMigration<'_> {
         Ok(match self.number(kind).await? {
             0 => Kind::Nothing,
             1 => Kind::Table,
+            3 => Kind::Partitioned,
             _ => Kind::Other,
         })
     }
 
     /// Runs a step. One that does not get its lock lets the writers pass and tries again.
-    async fn run(&mut self, step: &Step) -> Result<(), Error> {
+    pub(super) async fn run(&mut self, step: &Step) -> Result<(), Error> {
         let mut attempts = 0;
         loop {
             // no time-out of ours: an index of a large table takes its time
@@ -594,12 +566,12 @@ impl TableMigration<'_> {
         }
     }
 
-    async fn truth(&mut self, sql: String) -> Result<bool, Error> {
+    pub(super) async fn truth(&mut self, sql: String) -> Result<bool, Error> {
         let row = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *self.connection);
         answer(self.limit, "look at the table", row).await
     }
 
-    async fn number(&mut self, sql: String) -> Result<i64, Error> {
+    pub(super) async fn number(&mut self, sql: String) -> Result<i64, Error> {
         let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut *self.connection);
         let row = answer(std::time::Duration::from_secs(600), "count rows", row).await?;
         row.try_get(0)
@@ -610,6 +582,7 @@ impl TableMigration<'_> {
 enum Kind {
     Nothing,
     Table,
+    Partitioned,
     Other,
 }
 
@@ -635,7 +608,8 @@ fn has_seq(outbox: &Outbox) -> String {
 
 fn estimated_rows(outbox: &Outbox) -> String {
     format!(
-        "select greatest(reltuples, 0)::int8 from pg_catalog.pg_class where oid = {}::regclass",
-        literal(&quote_table(&outbox.table))
+        "select coalesce(sum(greatest(c.reltuples, 0)) filter (where c.relkind = 'r'), 0)::int8
+           from pg_catalog.pg_class c where c.oid in {}",
+        relations(&quote_table(&outbox.table))
     )
 }

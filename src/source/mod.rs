@@ -17,6 +17,7 @@ mod audit;
 mod barrier;
 mod checkup;
 mod checkup_sql;
+mod checkup_writers;
 mod claiming;
 mod created;
 mod ddl;
@@ -32,8 +33,10 @@ mod layout;
 mod left;
 mod lookup;
 mod migrate;
+mod migrate_index;
 pub mod parked;
 mod parking;
+mod partitions;
 mod passing;
 mod pauses;
 mod polling;
@@ -58,6 +61,7 @@ pub mod scripted;
 
 pub use aggregates::{AGGREGATES_MAX, AggregateReader, AggregateWaiting, Aggregates, First};
 pub use checkup::{Checkup, Counts, Holder, Inspected, Largest, Pooler, Server, Verified};
+pub use checkup_writers::{OpenWriter, Partitions, Written};
 pub use created::Created;
 pub use dead_letters::DeadLetters;
 pub use error::{Cause, Error};
@@ -94,6 +98,7 @@ pub fn hot_statements(
         on_published,
         lanes,
         payload_is_bytea: false,
+        partitioned: false,
     };
     let timeouts = sql::Timeouts {
         statement_ms: 30_000,
@@ -130,6 +135,15 @@ pub fn hot_statements(
         .into_iter()
         .map(|(name, sql)| (name, sql.as_str().to_owned()))
         .collect()
+}
+
+/// The statement `finish` or `park` of [`hot_statements`] for a partition whose rows have `condition` in common.
+/// For the tests that explain it.
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+#[must_use]
+pub fn of_partition(sql: &str, condition: &str) -> String {
+    partitions::of_leaf(sql, condition)
 }
 
 /// A record's headers as they are after it was parked, for the tests that compare them.

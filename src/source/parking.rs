@@ -173,7 +173,6 @@ impl PollingSource {
         places: &[Place],
         judged: &Judged<'_>,
     ) -> Result<(), Error> {
-        let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
         let mut tables: HashMap<u32, (Places, Parking<'_>)> = HashMap::new();
         for ((place, verdict), record) in places.iter().zip(judged.verdicts).zip(judged.records) {
@@ -198,9 +197,10 @@ impl PollingSource {
             .filter_map(behind)
             .collect();
         for (table, (done, parking)) in tables {
+            let settling = self.settling(table).await?;
             let table = sqlx::postgres::types::Oid(table);
             if done.count() > 0 {
-                let finish = sqlx::query(polling.statements.finish.clone())
+                let finish = sqlx::query(settling.finish)
                     .bind(table)
                     .bind(done.to_sql())
                     .execute(self.session.connection()?);
@@ -210,7 +210,7 @@ impl PollingSource {
             if !parking.places.is_empty() {
                 let expected = parking.places.len();
                 let park = parking
-                    .bind(sqlx::query(polling.statements.park.clone()).bind(table))
+                    .bind(sqlx::query(settling.park).bind(table))
                     .execute(self.session.connection()?);
                 let parked = answer(limit, "park rows", park).await?;
                 self.all_changed(expected, parked.rows_affected())?;

@@ -37,6 +37,7 @@ use super::claiming::Filter;
 use super::decode::Place;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
+use super::partitions::Leaves;
 use super::passing::Passing;
 use super::quiet::Quiet;
 use super::session::Session;
@@ -222,6 +223,8 @@ pub struct PollingSource {
     pub(super) polling: Arc<Polling>,
     pub(super) session: Session,
     pub(super) claim_bytes_max: usize,
+    /// What is known of the table's partitions, if it has any.
+    pub(super) leaves: Leaves,
     /// Who counts what this worker does, and who watches that it does something.
     watched: Option<(Arc<Tally>, Arc<Progress>)>,
     /// Whether the last claim brought as many rows of some lane as were asked for.
@@ -319,6 +322,7 @@ impl PollingSource {
             polling: Arc::clone(polling),
             session: Session::new(database)?,
             claim_bytes_max: relay.claim_bytes_max,
+            leaves: Leaves::new(),
             watched: None,
             full: false,
         })
@@ -634,6 +638,7 @@ impl Source for PollingSource {
             }
             Err(error) => {
                 self.session.discard();
+                self.leaves.clear();
                 receipt.held.settled(true);
                 Err(error)
             }
@@ -658,6 +663,7 @@ mod tests {
             on_published: OnPublished::Mark,
             lanes: 4,
             payload_is_bytea: false,
+            partitioned: false,
         };
         let timeouts = Timeouts {
             statement_ms: 1,

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Row as _, SqlStr};
 use uuid::Uuid;
 
@@ -38,6 +39,7 @@ pub struct Chosen {
 /// A row that was chosen, as far as routing needs it.
 #[derive(Debug, Clone)]
 pub struct Marked {
+    table: Oid,
     place: String,
     /// The event, without payload and headers.
     pub event: Event,
@@ -110,7 +112,8 @@ impl Replayer {
         // no index serves this, as none is wanted for marked rows: the table is read once; of a history the
         // partitions that `since` asks for
         let sql = format!(
-            "select t.ctid::text, coalesce(t.seq, 0), {id}, {aggregate_type}, {key}, {event_type}, {own_topic}
+            "select t.ctid::text, coalesce(t.seq, 0), {id}, {aggregate_type}, {key}, {event_type}, {own_topic},
+                    t.tableoid
                from {published}
               where {published_at} is not null
                 and ($1::float8 is null
@@ -136,6 +139,7 @@ impl Replayer {
         self.session.end("rollback").await?;
         let read = |row: &sqlx::postgres::PgRow| -> Result<Marked, sqlx::Error> {
             Ok(Marked {
+                table: row.try_get(7)?,
                 place: row.try_get(0)?,
                 event: Event {
                     seq: row.try_get(1)?,
@@ -193,12 +197,17 @@ impl Replayer {
         let found = answer(limit, DOING, found).await?;
         self.session.end("rollback").await?;
         let name = self.outbox.table.to_string();
-        let mut events: HashMap<Uuid, Event> = HashMap::new();
+        // not by the id: that of a partitioned table is unique with what it is partitioned by
+        let mut events: HashMap<(u32, String), Event> = HashMap::new();
         for row in &found {
-            let event = decode::claimed(row, &name)?.event;
-            events.insert(event.id, event);
+            let row = decode::claimed(row, &name)?;
+            events.insert((row.place.table, row.place.tid()), row.event);
         }
-        Ok(ids.iter().filter_map(|id| events.remove(id)).collect())
+        let event_of = |row: &Marked| {
+            let event = events.remove(&(row.table.0, row.place.clone()))?;
+            (event.id == row.event.id).then_some(event)
+        };
+        Ok(rows.iter().filter_map(event_of).collect())
     }
 
     /// Says in the audit that `rows` rows of `chosen` are published again; its entry's number.

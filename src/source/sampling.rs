@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::layout::{Names, literal, names, quote_table};
+use super::partitions::relations;
 use super::session::{Session, answer};
 use super::sql::{PINS, Timeouts, begin, drawn, lane_of, lanes_by_place};
 use crate::config::{Database, Layout, TableName};
@@ -159,8 +160,9 @@ impl Sql {
                                     from pg_catalog.pg_sequence s
                                    where s.seqrelid = pg_get_serial_sequence({table}, 'seq')::regclass
                                      and has_sequence_privilege(s.seqrelid, 'usage, select')),
-                                 pg_stat_get_tuples_inserted({table}::regclass))",
-                table = literal(&rows)
+                                 (select sum(pg_stat_get_tuples_inserted(r.oid))::int8 from {relations} r))",
+                table = literal(&rows),
+                relations = relations(&rows),
             )),
 
             // The first $1 rows of each lane, by lane and kind: how many, their first and last

@@ -9,7 +9,9 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::archive_sql;
 use super::layout::{Names, literal, names, quote_if_need_be, quote_table};
+use super::partitions::{self, relations};
 use super::session::{SEARCH_PATH, fixed};
+
 use crate::config::{Layout, OnPublished, TableName};
 use crate::ops::{Mistake, makes};
 
@@ -32,6 +34,8 @@ pub(super) struct Statements {
     pub(super) passed: SqlStr,
     pub(super) held: SqlStr,
     pub(super) finish: SqlStr,
+    /// For a partitioned table alone.
+    pub(super) leaf: Option<SqlStr>,
     pub(super) archive_parked: Option<SqlStr>,
     pub(super) park: SqlStr,
     pub(super) parked_claim: SqlStr,
@@ -58,6 +62,8 @@ pub(super) struct Table<'a> {
     pub(super) on_published: OnPublished,
     pub(super) lanes: u16,
     pub(super) payload_is_bytea: bool,
+    /// Whether it has partitions.
+    pub(super) partitioned: bool,
 }
 
 /// What a transaction is limited to, in milliseconds, as Postgres takes them.
@@ -91,6 +97,7 @@ impl Statements {
             on_published,
             lanes,
             payload_is_bytea,
+            partitioned,
         } = table;
         let outbox = literal(&name.to_string());
         let rows = quote_table(name);
@@ -281,16 +288,20 @@ impl Statements {
             )),
 
             // Whose transactions have written to the table, or are about to, but for this one, and
-            // whether they are prepared ones: those go under another name than before.
+            // whether they are prepared ones: those go under another name than before. An insert that names
+            // a partition locks that alone.
             lockers: sql(format!(
                 "select k.virtualtransaction, bool_or(k.pid is null)
                    from pg_locks k
                   where k.locktype = 'relation' and k.mode = 'RowExclusiveLock'
-                    and k.relation = {regclass}::regclass
+                    and k.relation {is_ours}
                     and k.database = (select d.oid from pg_database d where d.datname = current_database())
                     and k.pid is distinct from pg_backend_pid()
                   group by 1",
-                regclass = literal(&rows)
+                is_ours = match partitioned {
+                    true => format!("in {}", relations(&rows)),
+                    false => format!("= {}::regclass", literal(&rows)),
+                },
             )),
 
             // The lanes that have a pending row where they are said to be settled. One snapshot sees the
@@ -347,6 +358,8 @@ impl Statements {
                 OnPublished::Delete => format!("delete from {rows} t where {these}"),
                 OnPublished::Archive => archive_sql::finish(name, layout, &these),
             }),
+            // What a partition's rows have in common, so that settling some looks into no other.
+            leaf: partitioned.then(partitions::leaf),
             archive_parked: (on_published == OnPublished::Archive)
                 .then(|| sql(archive_sql::parked(name))),
 

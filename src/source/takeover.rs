@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnection;
 use super::error::Error;
 use super::inspect::Inspector;
 use super::layout::{literal, names, quote_table};
+use super::partitions::relations;
 use super::session::{answer, committed, fixed};
 
 impl Inspector {
@@ -34,12 +35,13 @@ impl Inspector {
         if ask(connection, limit, "read the outbox's entry", adopted).await? == Some(true) {
             return Ok(None);
         }
-        let rows = literal(&quote_table(&self.outbox.table));
+        let rows = quote_table(&self.outbox.table);
         // updates and deletes of the table so far. A backend reports at its transactions' ends, at
         // most once a second (PGSTAT_MIN_INTERVAL), so a worker that is at it shows within two.
         let changes = format!(
-            "select pg_stat_get_tuples_updated({rows}::regclass)
-                  + pg_stat_get_tuples_deleted({rows}::regclass)"
+            "select sum(pg_stat_get_tuples_updated(r.oid) + pg_stat_get_tuples_deleted(r.oid))::int8
+               from {} r",
+            relations(&rows)
         );
         let before = changes_so_far(connection, limit, &changes).await?;
         let marked = format!(

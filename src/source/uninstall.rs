@@ -8,8 +8,9 @@ use super::archive_sql;
 use super::audit;
 use super::emit_sql;
 use super::error::Error;
-use super::layout::{literal, names, quote, quote_table};
+use super::layout::{literal, names, quote_table};
 use super::parked::Who;
+use super::partitions::Purge;
 use super::session::{Session, answer};
 use super::sql::{Timeouts, begin, purge};
 use super::tables::layout_kept;
@@ -23,7 +24,7 @@ pub struct Installed {
     pub trigger: bool,
     /// Whether the service's table is there at all.
     pub table: bool,
-    /// The indexes of the lanes.
+    /// The indexes of the lanes, with their schemas, as SQL has them.
     pub indexes: Vec<String>,
     /// Whether the table has the column `seq`.
     pub seq: bool,
@@ -141,7 +142,20 @@ impl Uninstaller {
         let limit = self.session.answer_timeout();
         let connection = self.session.begin(&self.open).await?;
         let layout = layout_kept(connection, limit, &table.to_string()).await?;
+        let kind = format!(
+            "select c.relkind = 'p' from pg_catalog.pg_class c where c.oid = {}::regclass",
+            literal(&quote_table(table))
+        );
+        let kind = sqlx::query_scalar::<_, bool>(AssertSqlSafe(kind));
+        let kind = kind.fetch_one(self.session.connection()?);
+        let partitioned = answer(limit, "look for partitions", kind).await?;
         self.session.end("rollback").await?;
+        if partitioned {
+            // whatever it finds by: the pins of a relay keep it to places
+            let purge = Purge::of(table, &layout);
+            let (session, open) = (&mut self.session, &self.open);
+            return purge.run(session, open, older_than, purged, || {}).await;
+        }
         let sql = AssertSqlSafe(purge(&quote_table(table), &layout)).into_sql_str();
         let mut place = "(0,0)".to_owned();
         loop {
@@ -176,10 +190,15 @@ impl Uninstaller {
             "select exists (select from pg_catalog.pg_trigger
                              where tgrelid = {regclass} and tgname = 'outbox_relay_notify'),
                     {regclass} is not null,
-                    array(select c.relname::text from pg_catalog.pg_index i
+                    -- those of partitions go with the table's own, but for one that was not attached yet
+                    array(select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_index i
                             join pg_catalog.pg_class c on c.oid = i.indexrelid
-                           where i.indrelid = {regclass} and c.relname ~ '_outbox_relay_[0-9]+$'
+                            join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                           where i.indrelid in (select {regclass}::oid
+                                                 union select p.relid::oid from pg_partition_tree({regclass}) p)
+                             and c.relname ~ '_outbox_relay_[0-9]+$'
                              and pg_get_indexdef(c.oid) like '%hashtext(%'
+                             and not exists (select from pg_catalog.pg_inherits h where h.inhrelid = c.oid)
                            order by 1),
                     exists (select from pg_catalog.pg_attribute
                              where attrelid = {regclass} and attname = 'seq' and not attisdropped),
@@ -258,7 +277,6 @@ impl Uninstaller {
             sql.push_str(&format!("drop trigger outbox_relay_notify on {quoted};\n"));
         }
         for index in &installed.indexes {
-            let index = format!("{}.{}", quote(&table.schema), quote(index));
             sql.push_str(&format!("drop index {index};\n"));
         }
         if let (true, Some(history)) = (drops.history, &installed.history) {

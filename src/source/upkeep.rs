@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::archive::{Archived, Historian};
 use super::error::Error;
+use super::partitions::Purge;
 use super::polling::Polling;
 use super::session::{Session, answer};
 use super::settled::begin_anew;
@@ -29,6 +30,8 @@ pub struct Upkeep {
     polling: Arc<Polling>,
     sweep_interval: Duration,
     retention: Option<Duration>,
+    /// How marked rows are deleted where the table is partitioned.
+    partitioned: Option<Purge>,
     historian: Option<Historian>,
     parked_retention: Option<Duration>,
     /// Whether a dead-letter topic must have taken a parked row before it goes.
@@ -63,6 +66,8 @@ impl Upkeep {
             polling: Arc::clone(polling),
             sweep_interval,
             retention: outbox.retention.filter(|_| marks),
+            partitioned: (polling.statements.leaf.is_some())
+                .then(|| Purge::of(&outbox.table, &outbox.layout)),
             historian: Historian::of(outbox),
             parked_retention: outbox.parked_retention,
             dead_letters: outbox.dead_letter_topic.is_some(),
@@ -127,6 +132,12 @@ impl Upkeep {
         let Some(kept) = self.retention else {
             return Ok(0);
         };
+        if let Some(purge) = &self.partitioned {
+            let (session, open) = (&mut self.session, &statements.open);
+            let (mut purged, step) = (0, || progress.at(Step::Tending));
+            purge.run(session, open, kept, &mut purged, step).await?;
+            return Ok(u64::try_from(purged).unwrap_or(0));
+        }
         let limit = self.session.answer_timeout();
         let (mut place, mut purged) = ("(0,0)".to_owned(), 0_u64);
         loop {

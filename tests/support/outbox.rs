@@ -98,6 +98,12 @@ impl Outbox {
                    aggregateid varchar(255) not null, type varchar(255) not null, payload jsonb)"
             ),
         };
+        self.create_as(world, &outbox).await;
+    }
+
+    /// The same, the table itself by the statements `outbox`.
+    pub(crate) async fn create_as(&self, world: &World, outbox: &str) {
+        let table = &self.table;
         world
             .execute(&format!(
                 "{outbox};
