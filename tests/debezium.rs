@@ -42,8 +42,8 @@ fn imported(world: &World, name: &str, text: &str) -> (String, String, Option<i3
     )
 }
 
-/// The outbox of a table of the vectors, with the config that is made of its connector's.
-fn outbox_of(world: &World, table: &Value) -> Outbox {
+/// The outbox of a table of the vectors, with the config that is made of its connector's, which has `more`.
+fn outbox_of(world: &World, table: &Value, more: &[(&str, &str)]) -> Outbox {
     let name = table["table"].as_str().unwrap();
     let mut config = serde_json::json!({
         "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
@@ -53,6 +53,9 @@ fn outbox_of(world: &World, table: &Value) -> Outbox {
     });
     for (option, value) in table["smt"].as_object().unwrap() {
         config[format!("transforms.outbox.{option}")] = value.clone();
+    }
+    for (setting, value) in more {
+        config[*setting] = (*value).into();
     }
     let connector = serde_json::json!({ "name": name, "config": config }).to_string();
     let (toml, left, code) = imported(world, &format!("{name}.json"), &connector);
@@ -74,7 +77,7 @@ fn outbox_of(world: &World, table: &Value) -> Outbox {
 fn records_are_byte_equal_to_those_of_the_event_router() {
     support::run(async |world| {
         let tables = vectors();
-        let outboxes: Vec<Outbox> = tables.iter().map(|it| outbox_of(world, it)).collect();
+        let outboxes: Vec<Outbox> = tables.iter().map(|it| outbox_of(world, it, &[])).collect();
         let mut topics = BTreeSet::new();
         for table in &tables {
             create(world, table).await;
@@ -125,6 +128,138 @@ fn records_are_byte_equal_to_those_of_the_event_router() {
         assert_eq!((compared, records.len()), (22, 22));
         let topics: Vec<&str> = topics.into_iter().collect();
         world.kafka.delete_topics(&topics).await;
+    });
+}
+
+/// What the real connector, its router and JsonConverter made of rows.
+fn converted() -> Vec<Value> {
+    let text = include_str!("vectors/debezium/connector.json");
+    let vectors: Value = serde_json::from_str(text).expect("JSON");
+    vectors["tables"].as_array().expect("a list").clone()
+}
+
+/// Payloads that Debezium sends in spite of what they are, and the relay does not.
+const NO_JSON: [&str; 2] = ["'{\"a\": 1} x'", "'{\"a\": 1'"];
+
+/// Compares all rows of the vectors in one of the two formats; how many there are, and how many of them were
+/// parked.
+async fn compare_converted(world: &World, format: &str, schemas: &str) -> (usize, usize) {
+    let mut tables = converted();
+    // the expanded ones are compared without schemas, as the relay has them
+    tables.retain(|it| format == "json" || it["table"] != "j_expanded");
+    let begin = world.topic("json");
+    let replacement = format!("{begin}.${{routedByValue}}");
+    let more = [
+        (
+            "transforms.outbox.route.topic.replacement",
+            replacement.as_str(),
+        ),
+        (
+            "key.converter",
+            "org.apache.kafka.connect.json.JsonConverter",
+        ),
+        ("key.converter.schemas.enable", schemas),
+        (
+            "value.converter",
+            "org.apache.kafka.connect.json.JsonConverter",
+        ),
+        ("value.converter.schemas.enable", schemas),
+        (
+            "header.converter",
+            "org.apache.kafka.connect.json.JsonConverter",
+        ),
+        ("header.converter.schemas.enable", schemas),
+    ];
+    let mut outboxes: Vec<Outbox> = Vec::new();
+    let mut topics = BTreeSet::new();
+    for table in &tables {
+        let mut outbox = outbox_of(world, table, &more);
+        outbox.config.push_str("on_rejected = \"dead_letter\"\n");
+        outboxes.push(outbox);
+        world.execute(table["create"].as_str().unwrap()).await;
+        let rows = table["rows"].as_array().unwrap().iter();
+        topics.extend(rows.filter_map(|row| row["topic"].as_str()));
+    }
+    let own = |topic: &str| topic.replace("outbox.event", &begin);
+    for topic in &topics {
+        world.kafka.create_topic(&own(topic), 1, &[]).await;
+    }
+    let setup = world.relay(&outboxes.iter().collect::<Vec<_>>());
+    setup.migrate().await;
+    for row in tables.iter().flat_map(|it| it["rows"].as_array().unwrap()) {
+        world.execute(row["insert"].as_str().unwrap()).await;
+    }
+    if format == "json" {
+        world.expect_errors("park");
+    }
+    let status = setup.until_empty(SOON).await;
+    assert_eq!(status.code(), Some(if format == "json" { 75 } else { 0 }));
+
+    let mut records: BTreeMap<String, Record> = BTreeMap::new();
+    for topic in &topics {
+        for record in world.kafka.read_all(&own(topic)).await {
+            let id = record.headers[0].1.clone().unwrap();
+            assert!(
+                records
+                    .insert(String::from_utf8(id).unwrap(), record)
+                    .is_none()
+            );
+        }
+    }
+    let (mut rows, mut parked_rows) = (0, 0);
+    let text = |value: &Value| value.as_str().map(|text| text.as_bytes().to_vec());
+    for row in tables.iter().flat_map(|it| it["rows"].as_array().unwrap()) {
+        rows += 1;
+        let insert = row["insert"].as_str().unwrap();
+        if row["error"].is_string() || NO_JSON.iter().any(|it| insert.contains(it)) {
+            let (_, id) = insert.split_once("values ('").unwrap();
+            let why = format!(
+                "select count(*) from outbox_relay.parked where event_id = '{}' and state = 'dead'
+                    and reason_class = 'bad_payload'",
+                &id[..36]
+            );
+            assert_eq!(world.number(&why).await, 1, "{insert}");
+            parked_rows += 1;
+            continue;
+        }
+        let expected = &row[format];
+        let id = expected["headers"][0][1].as_str().unwrap();
+        let ours = records
+            .remove(id)
+            .unwrap_or_else(|| panic!("{insert}: {id}"));
+        assert_eq!(ours.topic, own(row["topic"].as_str().unwrap()), "{insert}");
+        assert_eq!(ours.key, text(&expected["key"]), "{insert}");
+        assert_eq!(
+            ours.value.map(|it| String::from_utf8(it).unwrap()),
+            expected["value"].as_str().map(str::to_owned),
+            "{insert}"
+        );
+        let headers = expected["headers"].as_array().unwrap().iter();
+        let headers: Vec<_> = headers
+            .map(|it| (it[0].as_str().unwrap().to_owned(), text(&it[1])))
+            .collect();
+        assert_eq!(ours.headers, headers, "{insert}");
+    }
+    assert!(records.is_empty());
+    let topics: Vec<String> = topics.into_iter().map(own).collect();
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    world.kafka.delete_topics(&topics).await;
+    (rows, parked_rows)
+}
+
+#[test]
+fn records_are_byte_equal_to_those_of_json_converter_without_schemas() {
+    support::run(async |world| {
+        let compared = compare_converted(world, "json", "false").await;
+        assert_eq!(compared, (69, 11));
+    });
+}
+
+#[test]
+fn records_are_byte_equal_to_those_of_json_converter_with_schemas() {
+    support::run(async |world| {
+        let compared = compare_converted(world, "json_with_schema", "true").await;
+        assert_eq!(compared, (20, 0));
     });
 }
 

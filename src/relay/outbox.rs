@@ -267,12 +267,20 @@ impl Serving {
         }))
     }
 
+    /// The outbox with what was found of its columns.
+    fn outbox_of(&self, polling: &Polling) -> Outbox {
+        Outbox {
+            encoding: polling.encoding().clone(),
+            ..self.outbox.clone()
+        }
+    }
+
     /// Runs the workers, and what goes on beside them, until they end.
     async fn work(&self, polling: &Arc<Polling>, cluster: String) -> Worked {
         let lane = Arc::new(Lane {
             router: Router::of(&self.outbox),
             policies: self.outbox.on_rejected.clone(),
-            encoding: self.outbox.encoding.clone(),
+            encoding: polling.encoding().clone(),
             publish_timeout: self.config.relay.publish_timeout,
             patience: (self.until == Until::Empty).then_some(self.config.relay.publish_timeout),
             drain: self.drain.clone(),
@@ -301,7 +309,7 @@ impl Serving {
         if let Some(topic) = &self.outbox.dead_letter_topic {
             letters.spawn(dead_letters::publish(
                 Arc::clone(&self.config),
-                self.outbox.clone(),
+                self.outbox_of(polling),
                 target(topic),
                 beside.clone(),
             ));
@@ -358,7 +366,7 @@ impl Serving {
         if let (Worked::Ended(Ended::Empty), Some(topic)) =
             (&worked, &self.outbox.dead_letter_topic)
         {
-            dead_letters::flush(&self.config, &self.outbox, target(topic)).await;
+            dead_letters::flush(&self.config, &self.outbox_of(polling), target(topic)).await;
         }
         worked
     }

@@ -344,6 +344,7 @@ impl Checkup {
             return Ok(found);
         }
         found.payload_is_bytea = look.columns(table).await?;
+        look.encoding(table).await?;
         well = look.wrong.is_empty();
         found.note("columns", &mut look);
         if !(well && schema) {
