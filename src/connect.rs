@@ -709,7 +709,7 @@ mod tests {
             let mut out = Vec::new();
             push_text(&mut out, &text);
             prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
-let basic = |c: char| c >= ' ' && u32::from(c) <= 0xffff;
+            let basic = |c: char| c >= ' ' && u32::from(c) <= 0xffff;
             prop_assert!(str::from_utf8(&out).unwrap().chars().all(basic));
         }
 

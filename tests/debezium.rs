@@ -482,6 +482,7 @@ debezium.source.table.include.list=public\\\\.outbox,Shop.Out
 debezium.source.slot.name=dbz
 debezium.format.key=json
 debezium.format.key.schemas.enable=false
+debezium.format.key.decimal.format=NUMERIC
 debezium.format.value=simplestring
 debezium.transforms=unwrap,outbox
 debezium.transforms.unwrap.type=io.debezium.transforms.ExtractNewRecordState
@@ -518,6 +519,7 @@ on_published = \"delete\"
 topic = \"shop.${aggregate_type}.events\"
 headers = { event_id = \"id\" }
 headers_from = [\"tenant:header\"]
+formats = { key = \"json\", headers = \"json_with_schema\" }
 ";
         assert!(toml.starts_with(expected), "{toml}");
         assert!(toml.contains("table = '\"Shop\".\"Out\"'"), "{toml}");
@@ -530,10 +532,10 @@ headers_from = [\"tenant:header\"]
             "database.password: passwords are not printed",
             "producer.override.acks: ",
             "producer.override.sasl.jaas.config: it holds a password",
-            "format.key, format.key.schemas.enable: the key is written as it is in the table",
             "transforms.outbox.table.fields.additional.placement: `at:envelope`: ",
             "transforms.outbox.table.fields.additional.placement: `part:partition`: ",
-            "transforms.outbox.table.expand.json.payload: a payload travels as Postgres prints it",
+            "transforms.outbox.table.expand.json.payload: a payload is expanded only where",
+            "format.key.decimal.format: JsonConverter's own default is kept",
             "slot.name: the relay reads the table",
             "sink.type: ",
         ] {
