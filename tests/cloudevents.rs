@@ -360,6 +360,63 @@ fn the_official_sdk_reads_structured_cloudevents_of_every_kind_of_payload() {
 }
 
 #[test]
+fn a_trace_in_columns_of_its_own_travels_as_headers_and_as_attributes() {
+    with_sdk(async |world, sdk| {
+        let topic = world.topic("traced");
+        world
+            .execute(
+                "create table outbox (id uuid primary key, key text, kind text not null, name text not null, body jsonb,
+                   traceparent text, tracestate text, at timestamptz)",
+            )
+            .await;
+        let mut outbox = Outbox::new("outbox", Layout::Debezium, OnPublished::Delete);
+        outbox.config = format!(
+            "layout = {{ id = \"id\", aggregate_id = \"key\", aggregate_type = \"kind\", event_type = \"name\", \
+             payload = \"body\", created_at = \"at\" }}\ntopic = \"{topic}\"\n\
+             headers = {{ event_id = \"event_id\", aggregate_type = \"of\", seq = \"version\", created_at = \"written\" }}\n\
+             headers_from = [\"traceparent\", \"tracestate\"]\n\
+             cloudevents = {{ mode = \"binary\", source = \"/shop\" }}\n"
+        );
+        world.kafka.create_topic(&topic, 1, &[]).await;
+        let setup = world.relay(&[&outbox]);
+        setup.migrate().await;
+        world
+            .execute(&format!(
+                "insert into outbox values
+                   ('{}', 'a', 'cart', 'Filled', '{{}}', '{TRACEPARENT}', 'x=y', '2024-01-02 03:04:05.6+00'),
+                   ('{}', 'a', 'cart', 'Filled', '{{}}', null, null, null)",
+                id(2),
+                id(4)
+            ))
+            .await;
+        assert!(setup.until_empty(SOON).await.success());
+        let records = world.kafka.read_all(&topic).await;
+        let events = read(sdk, &records.iter().collect::<Vec<_>>());
+        let (traced, bare) = (&events[0]["attributes"], &events[1]["attributes"]);
+        assert_eq!(traced["traceparent"], TRACEPARENT);
+        assert_eq!(traced["tracestate"], "x=y");
+        assert_eq!(traced["time"], "2024-01-02T03:04:05.600000+00:00");
+        assert_eq!(traced["type"], "Filled");
+        assert!(bare.get("traceparent").is_none() && bare.get("tracestate").is_none());
+        let first = &records[0];
+        assert_eq!(header(first, "traceparent"), Some(TRACEPARENT));
+        assert_eq!(header(first, "tracestate"), Some("x=y"));
+        assert_eq!(header(first, "of"), Some("cart"));
+        assert_eq!(header(first, "version"), Some("1"));
+        assert_eq!(
+            header(first, "written"),
+            Some("2024-01-02T03:04:05.600000Z")
+        );
+        assert_eq!(header(&records[1], "ce_time"), None);
+        assert!(
+            records[1]
+                .headers
+                .contains(&("traceparent".to_owned(), None))
+        );
+    });
+}
+
+#[test]
 fn a_cloudevent_is_the_same_after_parking_as_a_dead_letter_and_replayed() {
     with_sdk(async |world, sdk| {
         let config = "mode = \"structured\", source = \"https://shop.example\"";

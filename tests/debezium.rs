@@ -263,6 +263,140 @@ fn records_are_byte_equal_to_those_of_json_converter_with_schemas() {
     });
 }
 
+#[test]
+fn formats_are_kept_by_parking_and_read_by_tail_and_inspect_and_replayed() {
+    support::run(async |world| {
+        let mut outbox = Outbox::new("outbox", Layout::Debezium, OnPublished::Archive);
+        let topic = world.topic("formats");
+        outbox.config = format!(
+            "topic = \"{topic}\"\nheaders = {{ event_id = \"id\", event_type = \"kind\", seq = \"seq\" }}\n\
+             tombstone_on_empty_payload = true\n\
+             formats = {{ key = \"json_with_schema\", value = \"json\", headers = \"json_with_schema\" }}\n"
+        );
+        world
+            .execute(
+                "create table outbox (id uuid primary key, aggregatetype text not null, aggregateid bigint not null,
+                   type text not null, payload text)",
+            )
+            .await;
+        world
+            .kafka
+            .create_topic(&topic, 4, &[("max.message.bytes", "2000")])
+            .await;
+        let setup = world.relay(&[&outbox]);
+        setup.migrate().await;
+        let id = |n: u128| Uuid::from_u128(n).to_string();
+        let large = "x".repeat(3_000);
+        // the second waits behind the first, which is too large
+        for (n, key, payload) in [(1, 7, large.as_str()), (2, 7, " "), (3, 8, "a")] {
+            world
+                .execute(&format!(
+                    "insert into outbox values ('{}', 'Order', {key}, 'Filled', '{payload}')",
+                    id(n)
+                ))
+                .await;
+        }
+        world.expect_errors("park");
+        let relay = setup.run();
+        eventually(SOON, "all is published or parked", async || {
+            outbox.pending(world).await == 0
+        })
+        .await;
+        assert_eq!(parked(world).await, 2);
+        ends(&setup, &["parked", "skip", "--key", "7", "--yes"], 0).await;
+        eventually(SOON, "the one behind is published", async || {
+            world.kafka.count(&topic).await == 2
+        })
+        .await;
+        relay.stop().await;
+        let all = world.kafka.read_all(&topic).await;
+        let of = |key: &str| {
+            let key = format!(
+                "{{\"schema\":{{\"type\":\"int64\",\"optional\":false}},\"payload\":{key}}}"
+            );
+            let its = |record: &&Record| record.key.as_deref() == Some(key.as_bytes());
+            all.iter().find(its).expect("a record of that key")
+        };
+        assert_eq!(of("7").value, None, "a tombstone, after parking too");
+        assert_eq!(of("8").value.as_deref(), Some(&b"\"a\""[..]));
+        let uuid = "{\"type\":\"string\",\"optional\":false,\"name\":\"io.debezium.data.Uuid\",\"version\":1}";
+        for (key, n) in [("7", 2), ("8", 3)] {
+            let wrapped = |schema: &str, payload: &str| {
+                Some(format!("{{\"schema\":{schema},\"payload\":{payload}}}").into_bytes())
+            };
+            let text = "{\"type\":\"string\",\"optional\":false}";
+            let headers = [
+                ("id".to_owned(), wrapped(uuid, &format!("\"{}\"", id(n)))),
+                ("kind".to_owned(), wrapped(text, "\"Filled\"")),
+                (
+                    "seq".to_owned(),
+                    wrapped("{\"type\":\"int64\",\"optional\":false}", &n.to_string()),
+                ),
+            ];
+            assert_eq!(of(key).headers, headers);
+        }
+        let tailed = ends(
+            &setup,
+            &["tail", "--json", "--key", "8", "--type", "Filled"],
+            0,
+        )
+        .await;
+        let lines: Vec<Value> = (tailed.lines())
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .filter(|line: &Value| line["offset"].is_number())
+            .collect();
+        assert_eq!(lines.len(), 1, "{tailed}");
+        assert_eq!(lines[0]["event_id"], id(3).as_str());
+        let inspected = ends(&setup, &["inspect", "--json", &id(3)], 0).await;
+        assert!(inspected.contains("\"found\":true"), "{inspected}");
+        ends(&setup, &["replay", "--key", "8", "--yes"], 0).await;
+        let again = world.kafka.read_all(&topic).await;
+        let copies: Vec<&Record> = (again.iter())
+            .filter(|record| record.key == of("8").key)
+            .collect();
+        assert_eq!(copies.len(), 2);
+        assert_eq!(copies[0].value, copies[1].value);
+        assert_eq!(copies[0].partition, copies[1].partition);
+        assert_eq!(copies[1].headers[..3], copies[0].headers[..]);
+    });
+}
+
+#[test]
+fn a_column_that_has_no_such_format_is_refused_at_the_start() {
+    support::run(async |world| {
+        let mut outbox = Outbox::new("outbox", Layout::Debezium, OnPublished::Delete);
+        outbox.config =
+            "headers_from = [\"at\", \"n\"]\nformats = { headers = \"json\" }".to_owned();
+        world
+            .execute(
+                "create table outbox (id uuid primary key, aggregatetype text not null, aggregateid text not null,
+                   type text not null, payload text, at timestamptz, n int default 1 + 1)",
+            )
+            .await;
+        let setup = world.relay(&[&outbox]);
+        setup.migrate().await;
+        world.expect_errors("JsonConverter");
+        world.expect_errors("default");
+        let mut relay = setup.run();
+        let status = relay.wait_exit(SOON).await;
+        assert_eq!(status.code(), Some(78));
+        let said = relay.lines().join("\n");
+        assert!(
+            said.contains("the column at is timestamp with time zone"),
+            "{said}"
+        );
+        assert!(
+            said.contains("the column n has the default (1 + 1)"),
+            "{said}"
+        );
+        let checked = ends(&setup, &["check"], 1).await;
+        assert!(
+            checked.contains("the column at is timestamp with time zone"),
+            "{checked}"
+        );
+    });
+}
+
 fn bytes(value: &Value) -> Option<Vec<u8>> {
     use base64::Engine as _;
     let decode = |text| base64::engine::general_purpose::STANDARD.decode(text);
