@@ -286,12 +286,13 @@ fn formats_are_kept_by_parking_and_read_by_tail_and_inspect_and_replayed() {
         let setup = world.relay(&[&outbox]);
         setup.migrate().await;
         let id = |n: u128| Uuid::from_u128(n).to_string();
-        let large = "x".repeat(3_000);
+        // what does not get small by being compressed
+        let large = "(select string_agg(md5(i::text), '') from generate_series(1, 300) i)";
         // the second waits behind the first, which is too large
-        for (n, key, payload) in [(1, 7, large.as_str()), (2, 7, " "), (3, 8, "a")] {
+        for (n, key, payload) in [(1, 7, large), (2, 7, "' '"), (3, 8, "'a'")] {
             world
                 .execute(&format!(
-                    "insert into outbox values ('{}', 'Order', {key}, 'Filled', '{payload}')",
+                    "insert into outbox values ('{}', 'Order', {key}, 'Filled', {payload})",
                     id(n)
                 ))
                 .await;

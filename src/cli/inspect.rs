@@ -58,10 +58,7 @@ async fn inspect(args: &Args, config: &Config) -> Result<Exit, Exit> {
             continue;
         }
         let encoding = lookup.encoding(outbox).await.map_err(broken)?;
-        let known = Outbox {
-            encoding,
-            ..outbox.clone()
-        };
+        let known = outbox.written_by(&encoding);
         let told = tell(args, config, &known, &found).await;
         return Ok(match args.json {
             true => say(&format!("{told}\n")),

@@ -133,10 +133,7 @@ async fn replay(
         .map_err(|error| fail(Exit::Bug, &format!("cannot take signals: {error}")))?;
     let audit = replayer.audit("replay", &chosen, rows.len(), &who).await;
     let audit = audit.map_err(broken)?;
-    let known = Outbox {
-        encoding: polling.encoding().clone(),
-        ..outbox.clone()
-    };
+    let known = outbox.written_by(polling.encoding());
     let replay = Replay {
         config,
         outbox: &known,

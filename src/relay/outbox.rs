@@ -267,14 +267,6 @@ impl Serving {
         }))
     }
 
-    /// The outbox with what was found of its columns.
-    fn outbox_of(&self, polling: &Polling) -> Outbox {
-        Outbox {
-            encoding: polling.encoding().clone(),
-            ..self.outbox.clone()
-        }
-    }
-
     /// Runs the workers, and what goes on beside them, until they end.
     async fn work(&self, polling: &Arc<Polling>, cluster: String) -> Worked {
         let lane = Arc::new(Lane {
@@ -309,7 +301,7 @@ impl Serving {
         if let Some(topic) = &self.outbox.dead_letter_topic {
             letters.spawn(dead_letters::publish(
                 Arc::clone(&self.config),
-                self.outbox_of(polling),
+                self.outbox.written_by(polling.encoding()),
                 target(topic),
                 beside.clone(),
             ));
@@ -366,7 +358,12 @@ impl Serving {
         if let (Worked::Ended(Ended::Empty), Some(topic)) =
             (&worked, &self.outbox.dead_letter_topic)
         {
-            dead_letters::flush(&self.config, &self.outbox_of(polling), target(topic)).await;
+            dead_letters::flush(
+                &self.config,
+                &self.outbox.written_by(polling.encoding()),
+                target(topic),
+            )
+            .await;
         }
         worked
     }
