@@ -216,7 +216,7 @@ async fn compare_converted(world: &World, format: &str, schemas: &str) -> (usize
             let why = format!(
                 "select count(*) from outbox_relay.parked where event_id = '{}' and state = 'dead'
                     and reason_class = 'bad_payload'",
-                &id[..36]
+                id.split_at(36).0
             );
             assert_eq!(world.number(&why).await, 1, "{insert}");
             parked_rows += 1;
