@@ -464,7 +464,10 @@ mod tests {
     fn headers(record: &Record<'_>) -> Vec<String> {
         let utf8 = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let shown = |header: &Header<'_>| {
-            let value = header.value.as_deref().map_or_else(|| "null".to_owned(), utf8);
+            let value = header
+                .value
+                .as_deref()
+                .map_or_else(|| "null".to_owned(), utf8);
             format!("{}={value}", header.name)
         };
         record.headers.iter().map(shown).collect()
