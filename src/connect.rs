@@ -556,7 +556,7 @@ pub(crate) fn push_text(out: &mut Vec<u8>, text: &str) {
             '\t' => Some(b't'),
             '\u{8}' => Some(b'b'),
             '\u{c}' => Some(b'f'),
-            c if c >= ' ' && c <= '\u{ffff}' => continue,
+            ' '..='\u{ffff}' => continue,
             _ => None,
         };
         out.extend_from_slice(&text.as_bytes()[plain_from..at]);
@@ -709,7 +709,7 @@ mod tests {
             let mut out = Vec::new();
             push_text(&mut out, &text);
             prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
-            let basic = |c: char| c >= ' ' && u32::from(c) <= 0xffff;
+            let basic = |c: char| (' '..='\u{ffff}').contains(&c);
             prop_assert!(str::from_utf8(&out).unwrap().chars().all(basic));
         }
 

@@ -63,8 +63,8 @@ enum Node {
     /// A whole number that is larger.
     Huge,
     Text(String),
-    List(Vec<Node>),
-    Object(Vec<(String, Node)>),
+    List(Vec<Self>),
+    Object(Vec<(String, Self)>),
 }
 
 /// What the router infers of a value.
@@ -75,9 +75,9 @@ enum Schema {
     Int64,
     Double,
     Text,
-    List(Box<Schema>),
+    List(Box<Self>),
     Struct {
-        fields: Vec<(String, Schema)>,
+        fields: Vec<(String, Self)>,
         takes_null: bool,
     },
 }
