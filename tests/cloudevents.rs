@@ -127,7 +127,7 @@ fn attributes(n: u32, key: &str, media_type: Option<&str>) -> Value {
         "specversion": "1.0", "id": id(n), "source": "/shop/order%20line", "type": "com.shop.Örd",
         "subject": key, "partitionkey": key, "traceparent": TRACEPARENT, "tracestate": "a=b,c=d",
     });
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         all["time"] = "2024-01-02T03:04:05.000006+00:00".into();
     }
     if let Some(media_type) = media_type {
