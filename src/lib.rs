@@ -47,6 +47,12 @@ pub mod rewrite;
 
 pub mod record;
 
+pub mod connect;
+
+pub mod expanded;
+
+pub mod cloudevents;
+
 pub mod partition;
 
 pub mod sink;

@@ -9,6 +9,9 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::cloudevents::{CloudEvents, Payload};
+use crate::config::Layout;
+use crate::connect::{Column, Connect};
 use crate::event::Event;
 use crate::outcome::Reason;
 
@@ -55,6 +58,20 @@ pub struct Encoding {
     pub headers: Vec<(Standard, String)>,
     /// Whether a payload of nothing but white space is a tombstone, as a null one is.
     pub tombstone_on_empty_payload: bool,
+    /// In whose way it travels.
+    pub style: Style,
+}
+
+/// In whose way a record travels.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Style {
+    /// As Postgres prints it.
+    #[default]
+    Plain,
+    /// As Kafka Connect's JsonConverter writes it.
+    Connect(Box<Connect>),
+    /// As a CloudEvent.
+    CloudEvents(Box<CloudEvents>),
 }
 
 /// What the relay itself can say of an event in a header.
@@ -97,6 +114,7 @@ impl Default for Encoding {
                 (Standard::EventType, EVENT_TYPE.to_owned()),
             ],
             tombstone_on_empty_payload: false,
+            style: Style::Plain,
         }
     }
 }
@@ -109,10 +127,83 @@ impl Encoding {
         id.map_or(EVENT_ID, |(_, name)| name)
     }
 
+    /// The same for a table of `layout` that has `columns`.
+    ///
+    /// # Errors
+    /// A sentence for each column that cannot travel so.
+    pub fn knowing(&self, layout: &Layout, columns: &[Column]) -> Result<Self, Vec<String>> {
+        let mut known = self.clone();
+        match &mut known.style {
+            Style::Plain => {}
+            Style::Connect(connect) => {
+                **connect = connect.knowing(layout, &self.headers, columns)?;
+            }
+            Style::CloudEvents(events) => events.payload = Payload::of(layout, columns),
+        }
+        Ok(known)
+    }
+
+    /// What of it decides the bytes beside the topic, where that is not the plain way: two relays of a table
+    /// that agree say the same.
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<String> {
+        match &self.style {
+            Style::Plain => None,
+            Style::Connect(connect) => Some(format!("formats={}", connect.formats())),
+            Style::CloudEvents(events) => Some(format!("cloudevents={}", events.fingerprint())),
+        }
+    }
+
+    /// The key of the aggregate `id`: the partition is chosen by it.
+    #[must_use]
+    pub fn key<'a>(&self, id: &'a str) -> Cow<'a, str> {
+        match &self.style {
+            Style::Connect(connect) => connect.key(id).into(),
+            Style::Plain | Style::CloudEvents(_) => id.into(),
+        }
+    }
+
+    /// What the header with the event's id says.
+    #[must_use]
+    pub fn id_text(&self, id: Uuid) -> String {
+        match &self.style {
+            Style::Connect(connect) => {
+                let text = connect.header(self.id_header(), &id.to_string());
+                String::from_utf8_lossy(&text).into_owned()
+            }
+            Style::Plain | Style::CloudEvents(_) => id.to_string(),
+        }
+    }
+
+    /// The relay's own headers of the event with these.
+    #[must_use]
+    pub fn standard(
+        &self,
+        id: Uuid,
+        seq: i64,
+        aggregate_type: &str,
+        event_type: &str,
+    ) -> Vec<Header<'static>> {
+        let header = |(what, name): &(Standard, String)| {
+            let text = what.of(id, seq, aggregate_type, event_type).into_owned();
+            Header {
+                name: name.clone().into(),
+                value: Some(match &self.style {
+                    Style::Connect(connect) => {
+                        connect.header(name, &String::from_utf8_lossy(&text)).into()
+                    }
+                    Style::Plain | Style::CloudEvents(_) => text.into(),
+                }),
+            }
+        };
+        self.headers.iter().map(header).collect()
+    }
+
     /// The record of `event` in `topic`.
     ///
     /// # Errors
-    /// The reason to park the row: it has no aggregate id, or headers Kafka cannot carry.
+    /// The reason to park the row: it has no aggregate id, headers Kafka cannot carry, or cannot travel in the
+    /// way that is asked for.
     pub fn record<'a>(
         &'a self,
         event: &'a Event,
@@ -142,12 +233,19 @@ impl Encoding {
             // what Java's `String.trim` takes away
             !self.tombstone_on_empty_payload || payload.iter().any(|byte| *byte > b' ')
         });
-        Ok(Record {
+        let record = Record {
             topic,
             key: key.as_bytes().into(),
             value: value.map(Cow::Borrowed),
             headers,
-        })
+        };
+        match &self.style {
+            Style::Plain => Ok(record),
+            Style::Connect(connect) => {
+                connect.encode(record, event, self.tombstone_on_empty_payload)
+            }
+            Style::CloudEvents(events) => events.encode(record, event, self.headers.len()),
+        }
     }
 
     /// Adds what the row brings: its own object of headers, or that and the columns placed as headers, as
@@ -158,7 +256,7 @@ impl Encoding {
         }
         let (own, placed): (Option<&'a RawValue>, Members<'a>) =
             serde_json::from_str(json).map_err(|_| not_an_object())?;
-        self.members(placed, headers)?;
+        self.members(placed, false, headers)?;
         match own {
             Some(own) => self.own_headers(own.get(), headers),
             None => Ok(()),
@@ -169,12 +267,13 @@ impl Encoding {
     /// them.
     fn own_headers<'a>(&self, json: &'a str, headers: &mut Vec<Header<'a>>) -> Result<(), Reason> {
         let members = serde_json::from_str(json).map_err(|_| not_an_object())?;
-        self.members(members, headers)
+        self.members(members, true, headers)
     }
 
     fn members<'a>(
         &self,
         members: Members<'a>,
+        own: bool,
         headers: &mut Vec<Header<'a>>,
     ) -> Result<(), Reason> {
         if members.0.len() > HEADERS_MAX {
@@ -195,7 +294,8 @@ impl Encoding {
                     name.len()
                 )));
             }
-            if self.is_ours(&name) {
+            // the columns placed as headers were compared when the config was read
+            if own && self.is_ours(&name) {
                 return Err(bad(format!(
                     "the row sets the header `{name}`, and only the relay sets such"
                 )));
@@ -207,7 +307,8 @@ impl Encoding {
     }
 
     fn is_ours(&self, name: &str) -> bool {
-        name.starts_with(RESERVED) || self.headers.iter().any(|(_, ours)| ours == name)
+        let of_style = matches!(self.style, Style::CloudEvents(_)) && CloudEvents::reserves(name);
+        name.starts_with(RESERVED) || of_style || self.headers.iter().any(|(_, ours)| ours == name)
     }
 }
 

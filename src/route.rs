@@ -17,6 +17,8 @@ pub const NOT_ALLOWED: &str = "topic_not_allowed";
 pub struct Router {
     template: Template,
     allowed: Allowed,
+    /// What else decides a record's bytes, where that is said.
+    encoding: Option<String>,
 }
 
 /// What the topic of a row is decided by. Two rows that are equal in this go to the same topic.
@@ -95,8 +97,11 @@ impl Router {
     /// A router by `template`, to any topic.
     #[must_use]
     pub fn new(template: Template) -> Self {
-        let allowed = Allowed::default();
-        Self { template, allowed }
+        Self {
+            template,
+            allowed: Allowed::default(),
+            encoding: None,
+        }
     }
 
     /// The router of `outbox`.
@@ -105,6 +110,7 @@ impl Router {
         Self {
             template: outbox.topic.clone(),
             allowed: outbox.topics_allowed.clone(),
+            encoding: outbox.encoding.fingerprint(),
         }
     }
 
@@ -170,11 +176,15 @@ impl Router {
         }
     }
 
-    /// Says how rows of `layout` are routed, so that two relays of a table can tell that they agree.
+    /// Says how rows of `layout` are routed and written, so that two relays of a table can tell that they agree.
     #[must_use]
     pub fn fingerprint(&self, layout: &Layout) -> String {
         let layout = layout.fingerprint();
-        format!("layout={layout} topic={} key=aggregate_id", self.template)
+        let routing = format!("layout={layout} topic={} key=aggregate_id", self.template);
+        match &self.encoding {
+            Some(encoding) => format!("{routing} {encoding}"),
+            None => routing,
+        }
     }
 }
 
@@ -674,6 +684,7 @@ mod tests {
         let router = Router {
             template: Template::parse(Template::DEFAULT).unwrap(),
             allowed: allowed(&["*-events"]),
+            encoding: None,
         };
         assert!(router.topic(&event("Order", "x", None)).is_ok());
         let elsewhere = event("Order", "x", Some("__consumer_offsets"));

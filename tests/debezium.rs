@@ -42,8 +42,8 @@ fn imported(world: &World, name: &str, text: &str) -> (String, String, Option<i3
     )
 }
 
-/// The outbox of a table of the vectors, with the config that is made of its connector's.
-fn outbox_of(world: &World, table: &Value) -> Outbox {
+/// The outbox of a table of the vectors, with the config that is made of its connector's, which has `more`.
+fn outbox_of(world: &World, table: &Value, more: &[(&str, &str)]) -> Outbox {
     let name = table["table"].as_str().unwrap();
     let mut config = serde_json::json!({
         "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
@@ -53,6 +53,9 @@ fn outbox_of(world: &World, table: &Value) -> Outbox {
     });
     for (option, value) in table["smt"].as_object().unwrap() {
         config[format!("transforms.outbox.{option}")] = value.clone();
+    }
+    for (setting, value) in more {
+        config[*setting] = (*value).into();
     }
     let connector = serde_json::json!({ "name": name, "config": config }).to_string();
     let (toml, left, code) = imported(world, &format!("{name}.json"), &connector);
@@ -74,7 +77,7 @@ fn outbox_of(world: &World, table: &Value) -> Outbox {
 fn records_are_byte_equal_to_those_of_the_event_router() {
     support::run(async |world| {
         let tables = vectors();
-        let outboxes: Vec<Outbox> = tables.iter().map(|it| outbox_of(world, it)).collect();
+        let outboxes: Vec<Outbox> = tables.iter().map(|it| outbox_of(world, it, &[])).collect();
         let mut topics = BTreeSet::new();
         for table in &tables {
             create(world, table).await;
@@ -125,6 +128,273 @@ fn records_are_byte_equal_to_those_of_the_event_router() {
         assert_eq!((compared, records.len()), (22, 22));
         let topics: Vec<&str> = topics.into_iter().collect();
         world.kafka.delete_topics(&topics).await;
+    });
+}
+
+/// What the real connector, its router and JsonConverter made of rows.
+fn converted() -> Vec<Value> {
+    let text = include_str!("vectors/debezium/connector.json");
+    let vectors: Value = serde_json::from_str(text).expect("JSON");
+    vectors["tables"].as_array().expect("a list").clone()
+}
+
+/// Payloads that Debezium sends in spite of what they are, and the relay does not.
+const NO_JSON: [&str; 2] = ["'{\"a\": 1} x'", "'{\"a\": 1'"];
+
+/// Compares all rows of the vectors in one of the two formats; how many there are, and how many of them were
+/// parked.
+async fn compare_converted(world: &World, format: &str, schemas: &str) -> (usize, usize) {
+    let mut tables = converted();
+    // the expanded ones are compared without schemas, as the relay has them
+    tables.retain(|it| format == "json" || it["table"] != "j_expanded");
+    let begin = world.topic("json");
+    let replacement = format!("{begin}.${{routedByValue}}");
+    let more = [
+        (
+            "transforms.outbox.route.topic.replacement",
+            replacement.as_str(),
+        ),
+        (
+            "key.converter",
+            "org.apache.kafka.connect.json.JsonConverter",
+        ),
+        ("key.converter.schemas.enable", schemas),
+        (
+            "value.converter",
+            "org.apache.kafka.connect.json.JsonConverter",
+        ),
+        ("value.converter.schemas.enable", schemas),
+        (
+            "header.converter",
+            "org.apache.kafka.connect.json.JsonConverter",
+        ),
+        ("header.converter.schemas.enable", schemas),
+    ];
+    let mut outboxes: Vec<Outbox> = Vec::new();
+    let mut topics = BTreeSet::new();
+    for table in &tables {
+        let mut outbox = outbox_of(world, table, &more);
+        outbox.config.push_str("on_rejected = \"dead_letter\"\n");
+        outboxes.push(outbox);
+        world.execute(table["create"].as_str().unwrap()).await;
+        let rows = table["rows"].as_array().unwrap().iter();
+        topics.extend(rows.filter_map(|row| row["topic"].as_str()));
+    }
+    let own = |topic: &str| topic.replace("outbox.event", &begin);
+    for topic in &topics {
+        world.kafka.create_topic(&own(topic), 1, &[]).await;
+    }
+    let setup = world.relay(&outboxes.iter().collect::<Vec<_>>());
+    setup.migrate().await;
+    for row in tables.iter().flat_map(|it| it["rows"].as_array().unwrap()) {
+        world.execute(row["insert"].as_str().unwrap()).await;
+    }
+    if format == "json" {
+        world.expect_errors("park");
+    }
+    let status = setup.until_empty(SOON).await;
+    assert_eq!(status.code(), Some(if format == "json" { 75 } else { 0 }));
+
+    let mut records: BTreeMap<String, Record> = BTreeMap::new();
+    for topic in &topics {
+        for record in world.kafka.read_all(&own(topic)).await {
+            let id = record.headers[0].1.clone().unwrap();
+            assert!(
+                records
+                    .insert(String::from_utf8(id).unwrap(), record)
+                    .is_none()
+            );
+        }
+    }
+    let (mut rows, mut parked_rows) = (0, 0);
+    let text = |value: &Value| value.as_str().map(|text| text.as_bytes().to_vec());
+    for row in tables.iter().flat_map(|it| it["rows"].as_array().unwrap()) {
+        rows += 1;
+        let insert = row["insert"].as_str().unwrap();
+        if row["error"].is_string() || NO_JSON.iter().any(|it| insert.contains(it)) {
+            let (_, id) = insert.split_once("values ('").unwrap();
+            let why = format!(
+                "select count(*) from outbox_relay.parked where event_id = '{}' and state = 'dead'
+                    and reason_class = 'bad_payload'",
+                id.split_at(36).0
+            );
+            assert_eq!(world.number(&why).await, 1, "{insert}");
+            parked_rows += 1;
+            continue;
+        }
+        let expected = &row[format];
+        let id = expected["headers"][0][1].as_str().unwrap();
+        let ours = records
+            .remove(id)
+            .unwrap_or_else(|| panic!("{insert}: {id}"));
+        assert_eq!(ours.topic, own(row["topic"].as_str().unwrap()), "{insert}");
+        assert_eq!(ours.key, text(&expected["key"]), "{insert}");
+        assert_eq!(
+            ours.value.map(|it| String::from_utf8(it).unwrap()),
+            expected["value"].as_str().map(str::to_owned),
+            "{insert}"
+        );
+        let headers = expected["headers"].as_array().unwrap().iter();
+        let headers: Vec<_> = headers
+            .map(|it| (it[0].as_str().unwrap().to_owned(), text(&it[1])))
+            .collect();
+        assert_eq!(ours.headers, headers, "{insert}");
+    }
+    assert!(records.is_empty());
+    let topics: Vec<String> = topics.into_iter().map(own).collect();
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    world.kafka.delete_topics(&topics).await;
+    (rows, parked_rows)
+}
+
+#[test]
+fn records_are_byte_equal_to_those_of_json_converter_without_schemas() {
+    support::run(async |world| {
+        let compared = compare_converted(world, "json", "false").await;
+        assert_eq!(compared, (69, 11));
+    });
+}
+
+#[test]
+fn records_are_byte_equal_to_those_of_json_converter_with_schemas() {
+    support::run(async |world| {
+        let compared = compare_converted(world, "json_with_schema", "true").await;
+        assert_eq!(compared, (20, 0));
+    });
+}
+
+#[test]
+fn formats_are_kept_by_parking_and_read_by_tail_and_inspect_and_replayed() {
+    support::run(async |world| {
+        let mut outbox = Outbox::new("outbox", Layout::Debezium, OnPublished::Archive);
+        let topic = world.topic("formats");
+        outbox.config = format!(
+            "topic = \"{topic}\"\nheaders = {{ event_id = \"id\", event_type = \"kind\", seq = \"seq\" }}\n\
+             tombstone_on_empty_payload = true\n\
+             formats = {{ key = \"json_with_schema\", value = \"json\", headers = \"json_with_schema\" }}\n"
+        );
+        world
+            .execute(
+                "create table outbox (id uuid primary key, aggregatetype text not null, aggregateid bigint not null,
+                   type text not null, payload text)",
+            )
+            .await;
+        world
+            .kafka
+            .create_topic(&topic, 4, &[("max.message.bytes", "2000")])
+            .await;
+        let setup = world.relay(&[&outbox]);
+        setup.migrate().await;
+        let id = |n: u128| Uuid::from_u128(n).to_string();
+        // what does not get small by being compressed
+        let large = "(select string_agg(md5(i::text), '') from generate_series(1, 300) i)";
+        // the second waits behind the first, which is too large
+        for (n, key, payload) in [(1, 7, large), (2, 7, "' '"), (3, 8, "'a'")] {
+            world
+                .execute(&format!(
+                    "insert into outbox values ('{}', 'Order', {key}, 'Filled', {payload})",
+                    id(n)
+                ))
+                .await;
+        }
+        world.expect_errors("park");
+        let relay = setup.run();
+        eventually(SOON, "all is published or parked", async || {
+            outbox.pending(world).await == 0
+        })
+        .await;
+        assert_eq!(parked(world).await, 2);
+        ends(&setup, &["parked", "skip", "--key", "7", "--yes"], 0).await;
+        eventually(SOON, "the one behind is published", async || {
+            world.kafka.count(&topic).await == 2
+        })
+        .await;
+        relay.stop().await;
+        let all = world.kafka.read_all(&topic).await;
+        let of = |key: &str| {
+            let key = format!(
+                "{{\"schema\":{{\"type\":\"int64\",\"optional\":false}},\"payload\":{key}}}"
+            );
+            let its = |record: &&Record| record.key.as_deref() == Some(key.as_bytes());
+            all.iter().find(its).expect("a record of that key")
+        };
+        assert_eq!(of("7").value, None, "a tombstone, after parking too");
+        assert_eq!(of("8").value.as_deref(), Some(&b"\"a\""[..]));
+        let uuid = "{\"type\":\"string\",\"optional\":false,\"name\":\"io.debezium.data.Uuid\",\"version\":1}";
+        for (key, n) in [("7", 2), ("8", 3)] {
+            let wrapped = |schema: &str, payload: &str| {
+                Some(format!("{{\"schema\":{schema},\"payload\":{payload}}}").into_bytes())
+            };
+            let text = "{\"type\":\"string\",\"optional\":false}";
+            let headers = [
+                ("id".to_owned(), wrapped(uuid, &format!("\"{}\"", id(n)))),
+                ("kind".to_owned(), wrapped(text, "\"Filled\"")),
+                (
+                    "seq".to_owned(),
+                    wrapped("{\"type\":\"int64\",\"optional\":false}", &n.to_string()),
+                ),
+            ];
+            assert_eq!(of(key).headers, headers);
+        }
+        let tailed = ends(
+            &setup,
+            &["tail", "--json", "--key", "8", "--type", "Filled"],
+            0,
+        )
+        .await;
+        let lines: Vec<Value> = (tailed.lines())
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .filter(|line: &Value| line["offset"].is_number())
+            .collect();
+        assert_eq!(lines.len(), 1, "{tailed}");
+        assert_eq!(lines[0]["event_id"], id(3).as_str());
+        let inspected = ends(&setup, &["inspect", "--json", &id(3)], 0).await;
+        assert!(inspected.contains("\"found\":true"), "{inspected}");
+        ends(&setup, &["replay", "--key", "8", "--yes"], 0).await;
+        let again = world.kafka.read_all(&topic).await;
+        let copies: Vec<&Record> = (again.iter())
+            .filter(|record| record.key == of("8").key)
+            .collect();
+        assert_eq!(copies.len(), 2);
+        assert_eq!(copies[0].value, copies[1].value);
+        assert_eq!(copies[0].partition, copies[1].partition);
+        assert_eq!(copies[1].headers[..3], copies[0].headers[..]);
+    });
+}
+
+#[test]
+fn a_column_that_has_no_such_format_is_refused_at_the_start() {
+    support::run(async |world| {
+        let mut outbox = Outbox::new("outbox", Layout::Debezium, OnPublished::Delete);
+        outbox.config =
+            "headers_from = [\"at\", \"n\"]\nformats = { headers = \"json\" }".to_owned();
+        world
+            .execute(
+                "create table outbox (id uuid primary key, aggregatetype text not null, aggregateid text not null,
+                   type text not null, payload text, at timestamptz, n int default 1 + 1)",
+            )
+            .await;
+        let setup = world.relay(&[&outbox]);
+        setup.migrate().await;
+        world.expect_errors("JsonConverter");
+        world.expect_errors("default");
+        let mut relay = setup.run();
+        let status = relay.wait_exit(SOON).await;
+        assert_eq!(status.code(), Some(78));
+        let said = relay.lines().join("\n");
+        assert!(
+            said.contains("the column at is timestamp with time zone"),
+            "{said}"
+        );
+        assert!(
+            said.contains("the column n has the default (1 + 1)"),
+            "{said}"
+        );
+        let checked = ends(&setup, &["check"], 1).await;
+        assert!(
+            checked.contains("the column at is timestamp with time zone"),
+            "{checked}"
+        );
     });
 }
 
@@ -347,6 +617,7 @@ debezium.source.table.include.list=public\\\\.outbox,Shop.Out
 debezium.source.slot.name=dbz
 debezium.format.key=json
 debezium.format.key.schemas.enable=false
+debezium.format.key.decimal.format=NUMERIC
 debezium.format.value=simplestring
 debezium.transforms=unwrap,outbox
 debezium.transforms.unwrap.type=io.debezium.transforms.ExtractNewRecordState
@@ -383,6 +654,7 @@ on_published = \"delete\"
 topic = \"shop.${aggregate_type}.events\"
 headers = { event_id = \"id\" }
 headers_from = [\"tenant:header\"]
+formats = { key = \"json\", headers = \"json_with_schema\" }
 ";
         assert!(toml.starts_with(expected), "{toml}");
         assert!(toml.contains("table = '\"Shop\".\"Out\"'"), "{toml}");
@@ -395,10 +667,10 @@ headers_from = [\"tenant:header\"]
             "database.password: passwords are not printed",
             "producer.override.acks: ",
             "producer.override.sasl.jaas.config: it holds a password",
-            "format.key, format.key.schemas.enable: the key is written as it is in the table",
             "transforms.outbox.table.fields.additional.placement: `at:envelope`: ",
             "transforms.outbox.table.fields.additional.placement: `part:partition`: ",
-            "transforms.outbox.table.expand.json.payload: a payload travels as Postgres prints it",
+            "transforms.outbox.table.expand.json.payload: a payload is expanded only where",
+            "format.key.decimal.format: JsonConverter's own default is kept",
             "slot.name: the relay reads the table",
             "sink.type: ",
         ] {

@@ -44,7 +44,7 @@ pub(crate) fn path(path: &Path) -> String {
 }
 
 /// Runs a tool to its end.
-async fn tool(at: &Path, program: &str, arguments: &[&str]) -> Result<(), String> {
+pub(crate) async fn tool(at: &Path, program: &str, arguments: &[&str]) -> Result<(), String> {
     let mut command = std::process::Command::new(program);
     local::run(command.args(arguments).current_dir(at)).await
 }

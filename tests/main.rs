@@ -5,6 +5,7 @@
 mod archive;
 mod bounds;
 mod check;
+mod cloudevents;
 mod config_cli;
 mod cost;
 mod crash;

@@ -57,7 +57,9 @@ async fn inspect(args: &Args, config: &Config) -> Result<Exit, Exit> {
         if found.row.is_none() && found.parked.is_none() && found.audit.is_empty() {
             continue;
         }
-        let told = tell(args, config, outbox, &found).await;
+        let encoding = lookup.encoding(outbox).await.map_err(broken)?;
+        let known = outbox.written_by(&encoding);
+        let told = tell(args, config, &known, &found).await;
         return Ok(match args.json {
             true => say(&format!("{told}\n")),
             false => say(&lines(&told)),
@@ -159,9 +161,13 @@ async fn in_kafka(
     }
     let wanted = Search {
         topic,
-        key: row.event.key().as_bytes().to_vec(),
+        key: outbox
+            .encoding
+            .key(row.event.key())
+            .into_owned()
+            .into_bytes(),
         id_header: outbox.encoding.id_header().to_owned(),
-        event_id: args.id.to_string(),
+        event_id: outbox.encoding.id_text(args.id),
         from_ms: row
             .published_ms
             .unwrap_or(0)

@@ -133,9 +133,10 @@ async fn replay(
         .map_err(|error| fail(Exit::Bug, &format!("cannot take signals: {error}")))?;
     let audit = replayer.audit("replay", &chosen, rows.len(), &who).await;
     let audit = audit.map_err(broken)?;
+    let known = outbox.written_by(polling.encoding());
     let replay = Replay {
         config,
-        outbox,
+        outbox: &known,
         cluster,
         controls: Arc::new(Controls::new(Some(args.rate))),
         at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),

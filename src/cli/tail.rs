@@ -1,5 +1,6 @@
 //! `outbox-relay tail`: events as they are in Kafka, the last ones and those that follow.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +16,9 @@ use super::args::ConfigArgs;
 use super::parked::plain;
 use super::{Exit, complain, fail, say};
 use crate::config::Config;
+use crate::connect::{self, Format, Formats};
 use crate::ops::signals::StopSignals;
-use crate::record::{Encoding, Standard};
+use crate::record::{Encoding, Standard, Style};
 use crate::relay::chain;
 use crate::route;
 use crate::sink::reader::{Error, Reader, Seen, Start};
@@ -142,32 +144,57 @@ struct Filter {
     named: Named,
 }
 
-/// What the relays of a config call their headers.
+/// What the relays of a config call their headers, and whether any of them writes JSON there, or as the key.
 #[derive(Debug, Clone)]
-struct Named(Vec<(Standard, String)>);
+struct Named {
+    headers: Vec<(Standard, String)>,
+    formats: Formats,
+}
 
 impl Named {
     fn of(config: &Config) -> Self {
         let usual = Encoding::default();
         let encodings = (config.outboxes.iter()).map(|outbox| &outbox.encoding);
+        let mut formats = Formats::default();
+        for encoding in encodings.clone() {
+            if let Style::Connect(connect) = &encoding.style {
+                let its = connect.formats();
+                formats.key = formats.key.max(its.key);
+                formats.headers = formats.headers.max(its.headers);
+            }
+        }
         let all = encodings.chain([&usual]).flat_map(|it| it.headers.clone());
-        Self(all.collect())
+        Self {
+            headers: all.collect(),
+            formats,
+        }
     }
 
     /// What the header says that is `what`.
-    fn get<'a>(&self, what: Standard, seen: &'a Seen) -> Option<&'a str> {
-        let mut names = self.0.iter().filter(|(it, _)| *it == what);
-        names.find_map(|(_, name)| seen.header(name))
+    fn get<'a>(&self, what: Standard, seen: &'a Seen) -> Option<Cow<'a, str>> {
+        let mut names = self.headers.iter().filter(|(it, _)| *it == what);
+        let text = names.find_map(|(_, name)| seen.header(name))?;
+        Some(match self.formats.headers {
+            Format::Plain => text.into(),
+            _ => connect::unwrapped(text).into(),
+        })
+    }
+
+    /// Whether `key` is the one of the aggregate `id`.
+    fn is_key(&self, key: &[u8], id: &str) -> bool {
+        let wrapped = self.formats.key != Format::Plain
+            && str::from_utf8(key).is_ok_and(|key| connect::unwrapped(key) == id);
+        wrapped || key == id.as_bytes()
     }
 }
 
 impl Filter {
     fn passes(&self, seen: &Seen) -> bool {
         let key = seen.key.as_deref().unwrap_or_default();
-        let of_key = self.keys.is_empty() || self.keys.iter().any(|it| it.as_bytes() == key);
+        let of_key = self.keys.is_empty() || self.keys.iter().any(|it| self.named.is_key(key, it));
         let event_type = self.named.get(Standard::EventType, seen);
         let of_type = self.event_types.is_empty()
-            || (self.event_types.iter()).any(|it| Some(it.as_str()) == event_type);
+            || (self.event_types.iter()).any(|it| Some(it.as_str()) == event_type.as_deref());
         of_key && of_type
     }
 }
@@ -291,7 +318,7 @@ fn text(named: &Named, seen: &Seen, latency_ms: Option<f64>) -> String {
         .key
         .as_deref()
         .map(|key| plain(&String::from_utf8_lossy(key)));
-    let header = |what| named.get(what, seen).map_or_else(none, plain);
+    let header = |what| (named.get(what, seen)).map_or_else(none, |text| plain(&text));
     let size = seen
         .value_bytes
         .map_or_else(|| "tombstone".to_owned(), |it| format!("{it} B"));
@@ -360,7 +387,10 @@ mod tests {
     use super::*;
 
     fn named() -> Named {
-        Named(Encoding::default().headers)
+        Named {
+            headers: Encoding::default().headers,
+            formats: Formats::default(),
+        }
     }
 
     fn seen(partition: i32, offset: i64, time_ms: i64) -> Seen {

@@ -9,6 +9,7 @@ use super::connector::{NEEDLESS, Written, connect, server, take_under};
 use super::database_url::encoded;
 use super::layout::{Layout, LayoutKind, Placed};
 use super::settings::{Purpose, Settings, property_is_secret};
+use crate::connect::{Format, Formats};
 use crate::rewrite::Rewrite;
 use crate::sink::properties;
 
@@ -26,9 +27,10 @@ pub struct Imported {
 /// # Errors
 /// One sentence: it is none, or not of an outbox in Postgres.
 pub fn import_debezium(text: &str) -> Result<Imported, String> {
-    let mut written = match text.trim_start().starts_with('{') {
-        true => connect(text)?,
-        false => server(text),
+    let is_server = !text.trim_start().starts_with('{');
+    let mut written = match is_server {
+        false => connect(text)?,
+        true => server(text),
     };
     if written.is_empty() {
         return Err("it has no settings".to_owned());
@@ -43,9 +45,9 @@ pub fn import_debezium(text: &str) -> Result<Imported, String> {
     let router = import.router(&mut written)?;
     import.database(&mut written);
     import.kafka(&mut written);
-    import.formats(&mut written);
+    let formats = import.formats(&mut written, is_server);
     let tables = import.tables(&mut written);
-    let outbox = import.outbox(router);
+    let outbox = import.outbox(router, formats);
     for (name, value) in written {
         import.rest(&name, &value);
     }
@@ -226,8 +228,9 @@ impl Import {
         }
     }
 
-    /// Converters: what they made of key, value and headers is what consumers read today.
-    fn formats(&mut self, written: &mut Written) {
+    /// Converters: what they made of key, value and headers is what consumers read today. A server's are
+    /// json, with schemas, unless it says otherwise.
+    fn formats(&mut self, written: &mut Written, is_server: bool) -> Formats {
         const AS_THEY_ARE: [&str; 6] = [
             "StringConverter",
             "BinaryDataConverter",
@@ -236,12 +239,45 @@ impl Import {
             "simplestring",
             "clientprovided",
         ];
+        let mut formats = Formats::default();
+        let of_all = written.remove("format.schemas.enable");
         for what in ["key", "value", "header"] {
-            for name in [format!("{what}.converter"), format!("format.{what}")] {
+            for (of_server, name) in [
+                (false, format!("{what}.converter")),
+                (true, format!("format.{what}")),
+            ] {
                 let options = take_under(written, &format!("{name}."));
-                let Some(format) = written.remove(&name) else {
+                let usual = (is_server && of_server).then(|| "json".to_owned());
+                let Some(format) = written.remove(&name).or(usual) else {
                     continue;
                 };
+                let schemas = options.get("schemas.enable").or(of_all.as_ref());
+                let schemas = schemas.is_none_or(|it| !it.eq_ignore_ascii_case("false"));
+                if format == "json" || format.ends_with("json.JsonConverter") {
+                    let part = match what {
+                        "key" => &mut formats.key,
+                        "value" => &mut formats.value,
+                        _ => &mut formats.headers,
+                    };
+                    *part = match schemas {
+                        true => Format::JsonWithSchema,
+                        false => Format::Json,
+                    };
+                    for option in options.keys().filter(|it| *it != "schemas.enable") {
+                        self.leave(
+                            &format!("{name}.{option}"),
+                            "JsonConverter's own default is kept",
+                        );
+                    }
+                    continue;
+                }
+                let delegate = options.get("delegate.converter.type");
+                if delegate.is_some_and(|it| it.ends_with("json.JsonConverter")) {
+                    self.leave(
+                        &format!("{name}.delegate.converter.type"),
+                        "it is for what is not bytea: if the payload is not, say so by `value` of `formats`",
+                    );
+                }
                 if AS_THEY_ARE.iter().any(|known| format.ends_with(known)) {
                     continue;
                 }
@@ -256,6 +292,7 @@ impl Import {
                 );
             }
         }
+        formats
     }
 
     fn tables(&mut self, written: &mut Written) -> Vec<String> {
@@ -295,7 +332,7 @@ impl Import {
     }
 
     /// The settings of each outbox, as lines of TOML.
-    fn outbox(&mut self, mut router: Router) -> String {
+    fn outbox(&mut self, mut router: Router, mut formats: Formats) -> String {
         let usual = Layout::of(LayoutKind::Debezium);
         let told_type = router.0.contains_key("table.field.event.type");
         let mut take = |name: &str, or: &str| {
@@ -351,6 +388,25 @@ impl Import {
         if router.take("route.tombstone.on.empty.payload").as_deref() == Some("true") {
             toml.push_str("tombstone_on_empty_payload = true\n");
         }
+        let expands = router.0.get("table.expand.json.payload");
+        let nulls = router.0.get("table.json.payload.null.behavior");
+        let kept = nulls.is_some_and(|it| it != "ignore");
+        if expands.is_some_and(|it| it == "true") && formats.value == Format::Json && !kept {
+            formats.value = Format::JsonExpanded;
+            router.take("table.expand.json.payload");
+            router.take("table.json.payload.null.behavior");
+        }
+        if !formats.are_plain() {
+            let parts = [
+                ("key", formats.key),
+                ("value", formats.value),
+                ("headers", formats.headers),
+            ];
+            let parts = parts.iter().filter(|(_, format)| *format != Format::Plain);
+            let parts = parts.map(|(part, format)| format!("{part} = {}", quoted(format.name())));
+            let parts = parts.collect::<Vec<_>>().join(", ");
+            toml.push_str(&format!("formats = {{ {parts} }}\n"));
+        }
         let why = |name: &str| match name {
             "table.field.event.timestamp" => {
                 "records have the time they were published at; send the column by `headers_from`"
@@ -363,7 +419,8 @@ impl Import {
             "table.expand.json.payload"
             | "table.json.payload.null.behavior"
             | "table.json.payload.empty.array.behavior" => {
-                "a payload travels as Postgres prints it, and is never written anew"
+                "a payload is expanded only where the value's converter is JsonConverter without schemas, nulls \
+                 are left out and nothing else is asked for"
             }
             "predicate" | "negate" => "the tables are named instead",
             name if name.starts_with("tracing.") => {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use super::written::{Reading, StandardHeaders, Written};
 use super::{Layout, LogFormat, OnPublished, Placed, Secret, TableName, database_url};
+use crate::cloudevents::CloudEvents;
+use crate::connect::Formats;
 use crate::rewrite::Rewrite;
 use crate::route::{self, Allowed, Template};
 use crate::settle::Policy;
@@ -281,6 +283,33 @@ keys! {
             "outbox",
             "headers_from",
             "a list of columns, such as [\"tenant\", \"type:header:eventType\"]",
+        )
+    };
+
+    /// Writes key, value or headers as Kafka Connect's JsonConverter does, for consumers that read what a
+    /// Debezium connector wrote: { key = "json", value = "json_with_schema", headers = "json" } for instance.
+    /// json: without schemas, json_with_schema: with them; json_expanded, of the value: as the event router
+    /// expands a payload (docs/debezium.md). What is not here is plain, as Postgres prints it.
+    FORMATS: Formats = Written::formats, Spec {
+        default: Some("{}"),
+        ..Spec::of(
+            "outbox",
+            "formats",
+            "a table of key, value, headers with \"plain\", \"json\", \"json_with_schema\" or, for value, \
+             \"json_expanded\" for each",
+        )
+    };
+
+    /// Publishes CloudEvents 1.0, by mode: binary has the attributes as headers ce_… beside an untouched
+    /// payload, structured an envelope of JSON around it. source is wanted, and type is the event's type
+    /// unless it says otherwise; both take ${aggregate_type} and ${event_type}. datacontenttype is what
+    /// the payload's column says: application/json, text/plain or application/octet-stream. Empty: none.
+    CLOUDEVENTS: Option<CloudEvents> = Written::cloudevents, Spec {
+        default: Some("{}"),
+        ..Spec::of(
+            "outbox",
+            "cloudevents",
+            "a table such as { mode = \"binary\", source = \"/shop/orders\", type = \"com.shop.${event_type}\" }",
         )
     };
 

@@ -148,6 +148,17 @@ pub struct Outbox {
     pub freshness: Freshness,
 }
 
+impl Outbox {
+    /// The same, with an encoding that knows the table's columns.
+    #[must_use]
+    pub fn written_by(&self, encoding: &Encoding) -> Self {
+        Self {
+            encoding: encoding.clone(),
+            ..self.clone()
+        }
+    }
+}
+
 /// How old the oldest waiting event may be, before consumers see too much of the past.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Freshness {

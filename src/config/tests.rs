@@ -1005,6 +1005,42 @@ fn layouts_headers_and_topics_go_together_or_say_why_not() {
             "layout = 'debezium'\nheaders = { event_id = 'id', created_at = 'at' }",
             "names no column for it",
         ),
+        ("formats = { value = 'jsonn' }", "did you mean `json`?"),
+        ("formats = { body = 'json' }", "none of key, value, headers"),
+        (
+            "formats = { key = 'json_expanded' }",
+            "only the value can be expanded",
+        ),
+        (
+            "layout = 'native'\nformats = { headers = 'json' }",
+            "leave one of the two out",
+        ),
+        ("cloudevents = { mode = 'binary' }", "`source` is wanted"),
+        ("cloudevents = { source = '/a' }", "`mode` is"),
+        (
+            "cloudevents = { mode = 'binary', source = '/a b' }",
+            "look at `source`",
+        ),
+        (
+            "cloudevents = { mode = 'binary', source = '/a', tipe = 'b' }",
+            "did you mean `type`?",
+        ),
+        (
+            "cloudevents = { mode = 'binary', source = '/a', type = '${tenant}' }",
+            "look at `type`",
+        ),
+        (
+            "cloudevents = { mode = 'binary', source = '/a', datacontenttype = 'json' }",
+            "no media type",
+        ),
+        (
+            "cloudevents = { mode = 'binary', source = '/a' }\nheaders_from = ['x:header:ce_id']",
+            "`ce_id` is a header of its own",
+        ),
+        (
+            "cloudevents = { mode = 'binary', source = '/a' }\nformats = { key = 'json' }",
+            "do not go together",
+        ),
         ("topic_regex = '(?=a)'", "lookahead"),
         (
             "topic_regex = '(a)'\ntopic_replacement = '$2'",

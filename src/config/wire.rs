@@ -5,7 +5,9 @@ use super::problem::Problem;
 use super::settings::Settings;
 use super::written::Origin;
 use super::{Layout, OnPublished, Placed};
-use crate::record::{Encoding, RESERVED};
+use crate::cloudevents::{self, CloudEvents};
+use crate::connect::{Connect, Format};
+use crate::record::{Encoding, RESERVED, Style};
 use crate::rewrite::Rewrite;
 use crate::route::Template;
 
@@ -73,7 +75,51 @@ impl Settings {
                     .to_owned(),
             ));
         }
+        let formats = self.read_of(index, &keys::FORMATS)?;
+        let events = self.read_of(index, &keys::CLOUDEVENTS)?;
+        let style = match (formats.are_plain(), events) {
+            (true, None) => Style::Plain,
+            (false, None) => {
+                if formats.headers != Format::Plain && layout.headers.is_some() {
+                    return Err(disagree(
+                        &keys::FORMATS.spec,
+                        "`outbox.formats` has headers, and the layout has headers of the row's own, whose types no \
+                         JsonConverter knows: leave one of the two out"
+                            .to_owned(),
+                    ));
+                }
+                Style::Connect(Box::new(Connect::new(formats)))
+            }
+            (true, Some(events)) => {
+                let ours = headers.of_event.iter().map(|(_, name)| name);
+                let mut all = ours.chain(layout.placed.iter().map(|placed| &placed.header));
+                if let Some(name) = all.find(|name| CloudEvents::reserves(name)) {
+                    return Err(disagree(
+                        &keys::CLOUDEVENTS.spec,
+                        format!(
+                            "`outbox.cloudevents`: `{name}` is a header of its own; give that another name"
+                        ),
+                    ));
+                }
+                let time = layout.created_at.clone().map(|column| Placed {
+                    column,
+                    header: cloudevents::TIME.to_owned(),
+                    is_time: true,
+                });
+                layout.placed.extend(time);
+                Style::CloudEvents(Box::new(events))
+            }
+            (false, Some(_)) => {
+                return Err(disagree(
+                    &keys::CLOUDEVENTS.spec,
+                    "`outbox.cloudevents` and `outbox.formats` do not go together: a CloudEvent is written in its \
+                     own way"
+                        .to_owned(),
+                ));
+            }
+        };
         let encoding = Encoding {
+            style,
             headers: headers.of_event,
             tombstone_on_empty_payload: self.read_of(index, &keys::TOMBSTONE_ON_EMPTY_PAYLOAD)?,
         };

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use super::layout::{Layout, LayoutKind, Placed};
 use super::{Secret, TableName, suggest};
+use crate::cloudevents::{CloudEvents, Mode, Payload, Words};
+use crate::connect::{Format, Formats};
 use crate::record::{RESERVED, Standard};
 use crate::route::{Allowed, Template, TopicPattern};
 
@@ -297,6 +299,63 @@ impl Written {
             Some((Standard::EventId, _)) => Ok(found),
             _ => Err("`event_id` is always one: consumers tell a repeat by it".into()),
         }
+    }
+
+    /// The format of each part of a record that has one of its own.
+    pub(super) fn formats(&self) -> Reading<Formats> {
+        let mut formats = Formats::default();
+        for (part, format) in self.choices(&Format::NAMED)? {
+            if format == Format::JsonExpanded && part != "value" {
+                return Err(format!("look at `{part}`: only the value can be expanded"));
+            }
+            match part.as_str() {
+                "key" => formats.key = format,
+                "value" => formats.value = format,
+                "headers" => formats.headers = format,
+                _ => return Err(format!("`{part}` is none of key, value, headers")),
+            }
+        }
+        Ok(formats)
+    }
+
+    /// How rows become CloudEvents, if they do.
+    pub(super) fn cloudevents(&self) -> Reading<Option<CloudEvents>> {
+        const KNOWN: [&str; 4] = ["mode", "source", "type", "datacontenttype"];
+        let table = self.table(|value| value.text().map(str::to_owned))?;
+        if table.is_empty() {
+            return Ok(None);
+        }
+        if let Some(other) = table.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+            return Err(match suggest::nearest(other, KNOWN) {
+                Some(known) => format!("`{other}` is none of it; did you mean `{known}`?"),
+                None => format!("`{other}` is none of it"),
+            });
+        }
+        let get = |name: &str| table.get(name).map(String::as_str);
+        let look = |name: &str, why: String| format!("look at `{name}`: {why}");
+        let mode = Mode::NAMED
+            .iter()
+            .find(|(name, _)| Some(*name) == get("mode"));
+        let Some((_, mode)) = mode else {
+            return Err("`mode` is \"binary\" or \"structured\"".into());
+        };
+        let Some(source) = get("source") else {
+            return Err("`source` is wanted: it tells where events come from, as a URI".into());
+        };
+        let media_type = get("datacontenttype");
+        if media_type
+            .is_some_and(|it| !it.contains('/') || !it.chars().all(|c| matches!(c, ' '..='~')))
+        {
+            return Err(look("datacontenttype", "it is no media type".into()));
+        }
+        let event_type = get("type").unwrap_or("${event_type}");
+        Ok(Some(CloudEvents {
+            mode: *mode,
+            source: Words::parse_reference(source).map_err(|why| look("source", why))?,
+            event_type: Words::parse(event_type).map_err(|why| look("type", why))?,
+            media_type: media_type.map(str::to_owned),
+            payload: Payload::default(),
+        }))
     }
 
     pub(super) fn topics(&self) -> Reading<Allowed> {

@@ -96,7 +96,7 @@ impl Lane {
                 () = sink.ready() => {}
                 () = lasting(self.patience) => return Ok(End::SinkAway),
             }
-            let waiting = paused.waiting(sink);
+            let waiting = paused.waiting(sink, &self.encoding);
             progress.at(Step::Claiming);
             match source.next(&waiting, stop).await? {
                 Next::Batch(batch) => {
@@ -320,11 +320,11 @@ const KEYS_MAX: usize = 5_000;
 
 impl Paused {
     /// What need not be claimed as long as `sink` would only let it wait. Forgets the rest.
-    fn waiting(&mut self, sink: &impl Sink) -> Waiting {
+    fn waiting(&mut self, sink: &impl Sink, encoding: &Encoding) -> Waiting {
         let topics = sink.paused();
         self.kinds.retain(|topic, _| topics.contains(topic));
         for (topic, keys) in &mut self.keys {
-            keys.retain(|key| sink.keeps_waiting(topic, key));
+            keys.retain(|key| sink.keeps_waiting(topic, &encoding.key(key)));
         }
         self.keys.retain(|_, keys| !keys.is_empty());
         Waiting {

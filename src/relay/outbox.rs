@@ -272,7 +272,7 @@ impl Serving {
         let lane = Arc::new(Lane {
             router: Router::of(&self.outbox),
             policies: self.outbox.on_rejected.clone(),
-            encoding: self.outbox.encoding.clone(),
+            encoding: polling.encoding().clone(),
             publish_timeout: self.config.relay.publish_timeout,
             patience: (self.until == Until::Empty).then_some(self.config.relay.publish_timeout),
             drain: self.drain.clone(),
@@ -301,7 +301,7 @@ impl Serving {
         if let Some(topic) = &self.outbox.dead_letter_topic {
             letters.spawn(dead_letters::publish(
                 Arc::clone(&self.config),
-                self.outbox.clone(),
+                self.outbox.written_by(polling.encoding()),
                 target(topic),
                 beside.clone(),
             ));
@@ -358,7 +358,12 @@ impl Serving {
         if let (Worked::Ended(Ended::Empty), Some(topic)) =
             (&worked, &self.outbox.dead_letter_topic)
         {
-            dead_letters::flush(&self.config, &self.outbox, target(topic)).await;
+            dead_letters::flush(
+                &self.config,
+                &self.outbox.written_by(polling.encoding()),
+                target(topic),
+            )
+            .await;
         }
         worked
     }

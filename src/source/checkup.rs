@@ -349,6 +349,7 @@ impl Checkup {
         }
         found.partitioned = table.partitioned;
         found.payload_is_bytea = look.columns(table).await?;
+        look.encoding(table).await?;
         well = look.wrong.is_empty();
         found.note("columns", &mut look);
         if !(well && schema) {

@@ -16,7 +16,7 @@ use super::session::{Session, answer};
 use super::sql::{Timeouts, begin};
 use crate::config::{Database, Outbox, Relay};
 use crate::dead_letter::Letter;
-use crate::record::{Encoding, Header, Record, Standard};
+use crate::record::{Encoding, Record};
 
 /// Most letters at once.
 const ROWS_MAX: i64 = 100;
@@ -65,7 +65,9 @@ impl DeadLetters {
                 "select p.parked_id, p.state, p.reason_class, p.reason, p.seq, p.event_id,
                         p.aggregate_type, coalesce(p.aggregate_id, ''), p.event_type,
                         to_char(p.parked_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-                        p.topic, p.headers, p.value, p.outbox
+                        p.topic, p.headers,
+                        case when p.record_differs then p.record_value else p.value end, p.outbox,
+                        case when p.record_differs then p.record_key end
                    from outbox_relay.parked p
                   where {due}
                     and (select pg_try_advisory_xact_lock(
@@ -142,6 +144,11 @@ impl DeadLetters {
 fn letter(row: &PgRow, encoding: &Encoding) -> Result<Letter, sqlx::Error> {
     let key: String = row.try_get(7)?;
     let headers: Option<String> = row.try_get(11)?;
+    let key = match row.try_get::<Option<Vec<u8>>, _>(14)? {
+        Some(key) => key,
+        None if headers.is_none() => encoding.key(&key).into_owned().into_bytes(),
+        None => key.into_bytes(),
+    };
     let headers = match headers {
         Some(json) => decode::headers_from_json(&json)
             .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
@@ -150,15 +157,7 @@ fn letter(row: &PgRow, encoding: &Encoding) -> Result<Letter, sqlx::Error> {
             let id: Uuid = row.try_get(5)?;
             let event_type: String = row.try_get(8)?;
             let (aggregate_type, seq): (String, i64) = (row.try_get(6)?, row.try_get(4)?);
-            let header = |(what, name): &(Standard, String)| Header {
-                name: name.clone().into(),
-                value: Some(
-                    what.of(id, seq, &aggregate_type, &event_type)
-                        .into_owned()
-                        .into(),
-                ),
-            };
-            encoding.headers.iter().map(header).collect()
+            encoding.standard(id, seq, &aggregate_type, &event_type)
         }
     };
     Ok(Letter {
@@ -173,7 +172,7 @@ fn letter(row: &PgRow, encoding: &Encoding) -> Result<Letter, sqlx::Error> {
         topic: row.try_get(10)?,
         record: Record {
             topic: "".into(),
-            key: key.into_bytes().into(),
+            key: key.into(),
             value: row.try_get::<Option<Vec<u8>>, _>(12)?.map(Into::into),
             headers,
         },

@@ -174,10 +174,15 @@ fn read_parked(row: &PgRow) -> Result<ParkedRow, sqlx::Error> {
     let headers: Option<String> = row.try_get(11)?;
     if let (Some(topic), Some(headers)) = (topic, headers) {
         let headers = headers_from_json(&headers).map_err(|e| sqlx::Error::Decode(Box::new(e)))?;
+        let (key, value) = match row.try_get(12)? {
+            true => (row.try_get(13)?, row.try_get(14)?),
+            false => (event.key().as_bytes().to_vec(), event.payload.take()),
+        };
+        event.payload = None;
         event.parked = Some(Box::new(Record {
             topic: topic.into(),
-            key: event.key().as_bytes().to_vec().into(),
-            value: event.payload.take().map(Into::into),
+            key: key.into(),
+            value: value.map(Into::into),
             headers,
         }));
     }

@@ -92,6 +92,7 @@ impl Inspector {
             )));
         };
         let payload_is_bytea = look.columns(table).await?;
+        let encoding = look.encoding(table).await?;
         look.schema().await?;
         if look.wrong.is_empty() {
             look.grants().await?;
@@ -137,6 +138,7 @@ impl Inspector {
             routing,
             until_empty: self.until_empty,
             lanes,
+            encoding,
             barrier,
             relay: &self.relay,
         };

@@ -91,7 +91,7 @@ pub struct ParkedPlace {
 /// Looks for events in the outboxes of a database.
 #[derive(Debug)]
 pub struct Lookup {
-    session: Session,
+    pub(super) session: Session,
     open: sqlx::SqlStr,
 }
 

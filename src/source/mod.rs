@@ -54,6 +54,7 @@ mod taking;
 mod uninstall;
 mod upkeep;
 mod wakeup;
+mod wire;
 
 #[cfg(any(test, feature = "failpoints"))]
 #[doc(hidden)]

@@ -277,11 +277,12 @@ impl ParkedRows {
             "select p.parked_id, p.outbox, {STATE}, p.reason_class, p.reason, p.attempts, {parked_at},
                     extract(epoch from clock_timestamp() - p.parked_at)::float8, p.seq, p.event_id,
                     p.aggregate_type, p.aggregate_id, p.event_type, p.row_headers, p.row_topic,
-                    {created_at}, p.topic, p.headers, octet_length(p.value),
-                    case when $11 then p.value end, {dead_lettered_at}, {skipped_at}
+                    {created_at}, p.topic, p.headers, octet_length({value}),
+                    case when $11 then {value} end, {dead_lettered_at}, {skipped_at}
                from outbox_relay.parked p
               where {matches} and p.parked_id > $9
               order by p.parked_id limit $10",
+            value = "(case when p.record_differs then p.record_value else p.value end)",
             parked_at = utc("p.parked_at"),
             created_at = utc("p.created_at"),
             dead_lettered_at = utc("p.dead_lettered_at"),

@@ -45,6 +45,10 @@ pub(super) struct Parking<'a> {
     pub(super) reasons: Vec<Option<&'a str>>,
     pub(super) topics: Vec<Option<&'a str>>,
     pub(super) headers: Vec<Option<String>>,
+    /// Whether key and value of the record are not the row's, and what they are then.
+    pub(super) differ: Vec<bool>,
+    pub(super) keys: Vec<Option<&'a [u8]>>,
+    pub(super) values: Vec<Option<&'a [u8]>>,
 }
 
 impl<'a> Parking<'a> {
@@ -53,6 +57,7 @@ impl<'a> Parking<'a> {
         place: String,
         state: &'static str,
         reason: Option<&'a Reason>,
+        event: &Event,
         record: Option<&'a Record<'_>>,
     ) {
         self.places.push(place);
@@ -62,6 +67,15 @@ impl<'a> Parking<'a> {
         self.topics.push(record.map(|record| &*record.topic));
         self.headers
             .push(record.map(|record| decode::headers_to_json(&record.headers)));
+        let differs = |record: &&Record<'_>| {
+            *record.key != *event.key().as_bytes()
+                || record.value.as_deref() != event.payload.as_deref()
+        };
+        let own = record.filter(differs);
+        self.differ.push(own.is_some());
+        self.keys.push(own.map(|record| &*record.key));
+        self.values
+            .push(own.and_then(|record| record.value.as_deref()));
     }
 
     pub(super) fn bind<'q>(&'q self, statement: Statement<'q>) -> Statement<'q> {
@@ -72,6 +86,9 @@ impl<'a> Parking<'a> {
             .bind(&self.reasons)
             .bind(&self.topics)
             .bind(&self.headers)
+            .bind(&self.differ)
+            .bind(&self.keys)
+            .bind(&self.values)
     }
 }
 
@@ -175,15 +192,18 @@ impl PollingSource {
     ) -> Result<(), Error> {
         let limit = self.session.answer_timeout();
         let mut tables: HashMap<u32, (Places, Parking<'_>)> = HashMap::new();
-        for ((place, verdict), record) in places.iter().zip(judged.verdicts).zip(judged.records) {
+        let rows = judged.events.iter().zip(judged.records);
+        for ((place, verdict), (event, record)) in places.iter().zip(judged.verdicts).zip(rows) {
             let (done, parking) = tables.entry(place.table).or_default();
             match verdict {
                 Verdict::Done => done.push(*place),
                 Verdict::Park(reason, policy) => {
                     let state = parked_state(*policy);
-                    parking.push(place.tid(), state, Some(reason), record.as_ref());
+                    parking.push(place.tid(), state, Some(reason), event, record.as_ref());
                 }
-                Verdict::Behind => parking.push(place.tid(), "behind", None, record.as_ref()),
+                Verdict::Behind => {
+                    parking.push(place.tid(), "behind", None, event, record.as_ref());
+                }
                 Verdict::Release => {}
             }
         }

@@ -48,6 +48,7 @@ use super::{Batch, Error, Judged, Next, Source};
 use crate::config::Database;
 use crate::ops::controls::Controls;
 use crate::ops::{Mistake, Poll, Progress, Step, Tally, failpoint, is_news, makes, random};
+use crate::record::Encoding;
 use crate::route::Waiting;
 use crate::settle::Verdict;
 
@@ -62,6 +63,7 @@ const CAREFUL: Duration = Duration::from_secs(2);
 pub struct Polling {
     pub(super) outbox: String,
     pub(super) routing: String,
+    encoding: Encoding,
     pub(super) until_empty: bool,
     /// The number of lanes that the statements were rendered for.
     pub(super) lanes_count: u16,
@@ -108,17 +110,25 @@ pub(super) struct Settings<'a> {
     pub(super) routing: String,
     pub(super) until_empty: bool,
     pub(super) lanes: u16,
+    pub(super) encoding: Encoding,
     pub(super) barrier: Option<Barrier>,
     pub(super) relay: &'a crate::config::Relay,
 }
 
 impl Polling {
+    /// What is made of its rows, knowing its columns.
+    #[must_use]
+    pub fn encoding(&self) -> &Encoding {
+        &self.encoding
+    }
+
     pub(super) fn new(settings: Settings<'_>, statements: Statements) -> Self {
         let Settings {
             outbox,
             routing,
             until_empty,
             lanes,
+            encoding,
             barrier,
             relay,
         } = settings;
@@ -150,6 +160,7 @@ impl Polling {
         Self {
             outbox,
             routing,
+            encoding,
             until_empty,
             lanes_count,
             statements,
@@ -687,6 +698,7 @@ mod tests {
             routing: String::new(),
             until_empty: true,
             lanes: table.lanes,
+            encoding: Encoding::default(),
             barrier: None,
             relay: &relay,
         };

@@ -21,6 +21,10 @@ impl Look<'_> {
                               select from pg_catalog.pg_attribute a
                                where a.attrelid = c.oid and a.attname = 'settled_seq'
                                  and not a.attisdropped)) = 1
+                        and count(*) filter (where c.relname = 'parked' and exists (
+                              select from pg_catalog.pg_attribute a
+                               where a.attrelid = c.oid and a.attname = 'record_differs'
+                                 and not a.attisdropped)) = 1
                    from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                   where n.nspname = 'outbox_relay'"

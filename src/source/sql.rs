@@ -377,14 +377,16 @@ impl Statements {
                  insert into outbox_relay.parked
                         (outbox, state, reason_class, reason, attempts, seq, event_id,
                          aggregate_type, aggregate_id, event_type, row_headers, row_topic,
-                         created_at, topic, headers, value, hash)
+                         created_at, topic, headers, value, hash,
+                         record_differs, record_key, record_value)
                  select {outbox}, p.state, p.class, p.reason, (p.state <> 'behind')::int, m.seq, m.id,
                         m.aggregate_type, m.aggregate_id, m.event_type, m.row_headers, m.row_topic,
                         m.created_at, p.topic, p.headers, m.value,
-                        hashtext(coalesce(m.aggregate_id, ''))
+                        hashtext(coalesce(m.aggregate_id, '')), p.differs, p.key, p.value
                    from moved m
-                   join unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-                        as p (place, state, class, reason, topic, headers)
+                   join unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                               $8::boolean[], $9::bytea[], $10::bytea[])
+                        as p (place, state, class, reason, topic, headers, differs, key, value)
                      on p.place::tid = m.place
                   order by m.seq",
                 moved_id = moved.id,
@@ -404,7 +406,8 @@ impl Statements {
             // `parked_blocked_key` and the rows before it by `parked_holding_key`.
             parked_claim: sql(format!(
                 "select p.parked_id, p.state, p.seq, p.event_id, p.aggregate_type, p.aggregate_id,
-                        p.event_type, p.value, p.row_headers, p.row_topic, p.topic, p.headers
+                        p.event_type, p.value, p.row_headers, p.row_topic, p.topic, p.headers,
+                        p.record_differs, p.record_key, p.record_value
                    from (select distinct d.key
                            from (select coalesce(d.aggregate_id, '') as key
                                    from outbox_relay.parked d
