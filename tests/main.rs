@@ -6,6 +6,7 @@ mod archive;
 mod bounds;
 mod check;
 mod config_cli;
+mod contracts;
 mod cost;
 mod crash;
 mod debezium;
