@@ -248,7 +248,7 @@ fn a_contract_costs_a_row_little() {
         within(
             "instructions for each row that is held against a contract, in a build without optimisation",
             instructions(drain).await,
-            CONTRACT_BOUND,
+            500_000.0,
             "src/contract, and the validator that it calls",
         );
     });

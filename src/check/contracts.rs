@@ -37,14 +37,22 @@ pub(super) fn contracts(outbox: &Outbox, contracts: &Contracts, rows: &[Event]) 
     if bad == 0 {
         return Line::ok(
             "contracts",
-            format!("{types} event types in {versions} versions; the {looked} pending rows looked at fit"),
+            format!(
+                "{types} event types in {versions} versions; the {looked} pending rows looked at fit"
+            ),
         );
     }
     let reasons = reasons.join("; ");
     let why = format!("{bad} of {looked} pending rows are not as their contracts say: {reasons}");
     let line = match parked {
-        0 => Line::warn("contracts", format!("{why}. They are published all the same")),
-        _ => Line::fail("contracts", format!("{why}. {parked} of them will be parked")),
+        0 => Line::warn(
+            "contracts",
+            format!("{why}. They are published all the same"),
+        ),
+        _ => Line::fail(
+            "contracts",
+            format!("{why}. {parked} of them will be parked"),
+        ),
     };
     line.words(
         "mend the service, publish a contract that allows what it writes, or set on_violation = \"warn\" \

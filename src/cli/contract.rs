@@ -142,7 +142,12 @@ fn line(change: &Change, json: bool) -> String {
 }
 
 fn summary(changes: &[Change], worst: Judgement, allow_unknown: bool) -> String {
-    let many = |judgement| changes.iter().filter(|it| it.judgement == judgement).count();
+    let many = |judgement| {
+        changes
+            .iter()
+            .filter(|it| it.judgement == judgement)
+            .count()
+    };
     let next = match worst {
         Judgement::Compatible => "consumers notice nothing",
         Judgement::Unknown if allow_unknown => "what cannot be told is let pass",

@@ -44,7 +44,9 @@ impl Settings {
             on_violation_by_event_type: self
                 .read_of(index, &keys::ON_VIOLATION_BY_EVENT_TYPE)
                 .map_err(one)?,
-            on_missing: self.read_of(index, &keys::ON_MISSING_CONTRACT).map_err(one)?,
+            on_missing: self
+                .read_of(index, &keys::ON_MISSING_CONTRACT)
+                .map_err(one)?,
             header,
         };
         let origin = self.written(index, &keys::CONTRACTS.spec);

@@ -22,6 +22,7 @@ pub struct Files {
     documents: BTreeMap<String, Value>,
     schemas: Vec<File>,
     digest: u64,
+    is_one: bool,
 }
 
 /// A file that is the contract of an event type.
@@ -91,6 +92,7 @@ impl Files {
         let mut reading = Reading::default();
         if path.is_file() {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
+            reading.files.is_one = true;
             reading.file(path, &name);
             let beside = path.parent().filter(|it| !it.as_os_str().is_empty());
             reading.folder(beside.unwrap_or(Path::new(".")), "", 0, true);
@@ -123,6 +125,12 @@ impl Files {
     /// All files, parts too.
     pub fn documents(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.documents.iter().map(|(path, it)| (path.as_str(), it))
+    }
+
+    /// Whether somebody named a file, not a folder: then its name need not say what it is.
+    #[must_use]
+    pub fn is_one(&self) -> bool {
+        self.is_one
     }
 
     /// Whether there is no contract.
@@ -181,7 +189,9 @@ impl Reading {
             if path.is_dir() {
                 match depth < DEPTH_MAX {
                     true => self.folder(&path, &format!("{name}/"), depth + 1, parts),
-                    false => self.faults.push(Fault::new(&name, "", "folders nest too deep")),
+                    false => self
+                        .faults
+                        .push(Fault::new(&name, "", "folders nest too deep")),
                 }
             } else if name.ends_with(".json") {
                 self.file(&path, &name);
@@ -213,8 +223,10 @@ impl Reading {
 
     fn text(&mut self, path: &str, text: &str) {
         let is_part = path.split('/').any(|name| name.starts_with('_'));
-        if !is_part {
-            match split(path) {
+        let is_named = self.files.is_one && self.texts.is_empty();
+        let whatever = || Some((path.trim_end_matches(".json"), Version::parse("1")?));
+        if !is_part || is_named {
+            match split(path).or_else(|| whatever().filter(|_| is_named)) {
                 Some((event_type, version)) => self.files.schemas.push(File {
                     path: path.to_owned(),
                     event_type: event_type.to_owned(),
@@ -229,7 +241,9 @@ impl Reading {
             }
         }
         match serde_json::from_str(text) {
-            Ok(value) => _ = self.files.documents.insert(path.to_owned(), value),
+            Ok(value) => {
+                self.files.documents.insert(path.to_owned(), value);
+            }
             Err(error) => {
                 let place = format!("line {}, column {}", error.line(), error.column());
                 self.faults.push(Fault::new(path, place, "it is no JSON"));

@@ -261,7 +261,8 @@ impl Contracts {
             },
             Held::Unknown => {
                 let reason = || {
-                    let text = "the row's event type has no contract, and on_missing_contract wants one";
+                    let text =
+                        "the row's event type has no contract, and on_missing_contract wants one";
                     Reason::new(MISSING, text)
                 };
                 match self.rules.on_missing {
@@ -330,8 +331,11 @@ impl Contracts {
                 let mut all = contract.versions.iter();
                 let found = all.find(|it| it.version.text == named);
                 let Some(found) = found else {
-                    let all: Vec<&str> =
-                        contract.versions.iter().map(|it| it.version.text.as_str()).collect();
+                    let all: Vec<&str> = contract
+                        .versions
+                        .iter()
+                        .map(|it| it.version.text.as_str())
+                        .collect();
                     return Err(violated(format!(
                         "the row's header `{}` names no version that there is; there are {}",
                         self.rules.header,
@@ -368,7 +372,12 @@ impl Contracts {
         let place = self.place(payload, error.instance_path());
         let keyword = (error.absolute_keyword_location())
             .map(ToString::to_string)
-            .map(|location| location.strip_prefix(BASE).map(str::to_owned).unwrap_or(location))
+            .map(|location| {
+                location
+                    .strip_prefix(BASE)
+                    .map(str::to_owned)
+                    .unwrap_or(location)
+            })
             .unwrap_or_else(|| error.schema_path().to_string());
         let detail = match error.kind() {
             jsonschema::error::ValidationErrorKind::Required { property } => {
@@ -579,7 +588,10 @@ mod tests {
         }"#;
         let all = contracts(&[("E.v1.json", schema)], Rules::default());
         let cases = [
-            (r#"{"lines": []}"#, "at its root, by E.v1.json#/required (`n` is missing)"),
+            (
+                r#"{"lines": []}"#,
+                "at its root, by E.v1.json#/required (`n` is missing)",
+            ),
             (
                 r#"{"n": 1, "lines": [{}, {"sku": 4711}]}"#,
                 "at /lines/1/sku, by E.v1.json#/properties/lines/items/properties/sku/type",
@@ -588,7 +600,10 @@ mod tests {
                 r#"{"n": 1, "by_mail": {"pat@canary.example": "x"}}"#,
                 "at /by_mail/*, by E.v1.json#/properties/by_mail/additionalProperties/type",
             ),
-            (r#"{"n": 1, "canary": 2}"#, "at its root, by E.v1.json#/additionalProperties"),
+            (
+                r#"{"n": 1, "canary": 2}"#,
+                "at its root, by E.v1.json#/additionalProperties",
+            ),
         ];
         for (payload, told) in cases {
             let text = reason(&all, payload);
@@ -618,13 +633,17 @@ mod tests {
             // on the small stack that a worker has
             std::thread::scope(|scope| {
                 let builder = std::thread::Builder::new().stack_size(2 << 20);
-                let judged = builder.spawn_scoped(scope, || all.judge("E", None, deep.as_bytes()).is_ok());
+                let judged =
+                    builder.spawn_scoped(scope, || all.judge("E", None, deep.as_bytes()).is_ok());
                 assert!(judged.unwrap().join().unwrap());
             });
         }
         // a reference that leads to itself asks nothing, and ends
         let all = contracts(
-            &[("E.v1.json", r##"{"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}"##)],
+            &[(
+                "E.v1.json",
+                r##"{"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}"##,
+            )],
             Rules::default(),
         );
         assert!(all.judge("E", None, b"1").is_ok());
@@ -645,8 +664,14 @@ mod tests {
         let texts = [
             ("orders/Paid.v1.json", by_path),
             ("E.v1.json", by_id),
-            ("_parts/a b.json", r#"{"$defs": {"n": {"type": "integer"}}}"#),
-            ("_n.json", r#"{"$id": "https://example.com/n.json", "type": "integer"}"#),
+            (
+                "_parts/a b.json",
+                r#"{"$defs": {"n": {"type": "integer"}}}"#,
+            ),
+            (
+                "_n.json",
+                r#"{"$id": "https://example.com/n.json", "type": "integer"}"#,
+            ),
         ];
         let all = contracts(&texts, Rules::default());
         for event_type in ["orders/Paid", "E"] {
@@ -654,13 +679,20 @@ mod tests {
             assert!(all.judge(event_type, None, b"\"x\"").is_err());
         }
         assert_eq!(all.judge("Other", None, b"no JSON"), Ok(None));
-        for elsewhere in ["https://example.com/m.json", "file:///etc/passwd", "/etc/passwd"] {
+        for elsewhere in [
+            "https://example.com/m.json",
+            "file:///etc/passwd",
+            "/etc/passwd",
+        ] {
             let text = json!({"$ref": elsewhere}).to_string();
             let files = Files::of_texts([("E.v1.json", text.as_str())]).unwrap();
             let faults = Contracts::compile(&files, Rules::default()).unwrap_err();
             assert_eq!(faults[0].file, "E.v1.json");
             let text = &faults[0].text;
-            assert!(text.contains("nothing is fetched") || text.contains("has no file"), "{text}");
+            assert!(
+                text.contains("nothing is fetched") || text.contains("has no file"),
+                "{text}"
+            );
         }
     }
 
@@ -669,9 +701,20 @@ mod tests {
         let texts = ["9", "10", "2", "1.10", "1.9"].map(|it| format!("E.v{it}.json"));
         let texts: Vec<_> = texts.iter().map(|path| (path.as_str(), "{}")).collect();
         let all = contracts(&texts, Rules::default());
-        let versions: Vec<_> = (all.types["E"].versions.iter()).map(|it| it.version.to_string()).collect();
+        let versions: Vec<_> = (all.types["E"].versions.iter())
+            .map(|it| it.version.to_string())
+            .collect();
         assert_eq!(versions, ["10", "9", "2", "1.10", "1.9"]);
-        for name in ["E.json", "E.v.json", "E.v01.json", "E.v1.2.3.4.json", "E.vx.json", ".v1.json", "a/.v1.json", "E.v1x.json"] {
+        for name in [
+            "E.json",
+            "E.v.json",
+            "E.v01.json",
+            "E.v1.2.3.4.json",
+            "E.vx.json",
+            ".v1.json",
+            "a/.v1.json",
+            "E.v1x.json",
+        ] {
             assert!(Files::of_texts([(name, "{}")]).is_err(), "{name}");
         }
         assert!(Files::of_texts([("Order.viewed.v1.json", "{}")]).is_ok());
@@ -679,7 +722,8 @@ mod tests {
 
     #[test]
     fn two_folders_that_differ_have_other_digests() {
-        let digest = |texts: &[(&str, &str)]| Files::of_texts(texts.iter().copied()).unwrap().digest();
+        let digest =
+            |texts: &[(&str, &str)]| Files::of_texts(texts.iter().copied()).unwrap().digest();
         let one = digest(&[("E.v1.json", "{}"), ("_a.json", "1")]);
         assert_eq!(one, digest(&[("_a.json", "1"), ("E.v1.json", "{}")]));
         assert_ne!(one, digest(&[("E.v1.json", "{ }"), ("_a.json", "1")]));

@@ -223,7 +223,11 @@ impl Page {
             self.counter("rows_parked_total", &[name, reason], *parked);
         }
         for ((event_type, outcome), rows) in &counted.violations {
-            self.counter("contract_violations_total", &[name, event_type, outcome], *rows);
+            self.counter(
+                "contract_violations_total",
+                &[name, event_type, outcome],
+                *rows,
+            );
         }
         if let Some(contracts) = &outbox.contracts {
             self.gauge("contracts_info", &[name, &contracts.digest], 1.0);

@@ -123,7 +123,10 @@ impl Counted {
         let known = self.violations.keys().any(|(known, _)| known == event_type)
             || self.violations.len() < TOPICS_MAX;
         let name = if known { event_type } else { OTHER };
-        *self.violations.entry((name.to_owned(), outcome)).or_default() += 1;
+        *self
+            .violations
+            .entry((name.to_owned(), outcome))
+            .or_default() += 1;
     }
 
     /// How many rows were parked, whatever for.

@@ -135,20 +135,21 @@ impl Lane {
         let routed = Routed::of(&self.router, &events);
         let contracts = self.controls.contracts();
         let mut warned = Vec::new();
-        let (records, decided) = self.prepare(
-            &events,
-            &routed,
-            &held,
-            waiting,
-            |event, record| match &contracts {
-                None => Ok(record),
-                Some(contracts) => {
-                    let admitted = contracts.admit(event, record)?;
-                    warned.extend(admitted.warning.map(|reason| (event.seq, reason)));
-                    Ok(admitted.record)
-                }
-            },
-        );
+        let (records, decided) =
+            self.prepare(
+                &events,
+                &routed,
+                &held,
+                waiting,
+                |event, record| match &contracts {
+                    None => Ok(record),
+                    Some(contracts) => {
+                        let admitted = contracts.admit(event, record)?;
+                        warned.extend(admitted.warning.map(|reason| (event.seq, reason)));
+                        Ok(admitted.record)
+                    }
+                },
+            );
         let hasty = makes(Mistake::SettleFirst);
         let outcomes = match hasty {
             true => vec![PUBLISHED; events.len()],
@@ -218,7 +219,7 @@ impl Lane {
         mut admit: impl FnMut(&Event, Record<'a>) -> Result<Record<'a>, Reason>,
     ) -> (Vec<Option<Record<'a>>>, Vec<Option<Outcome>>) {
         let mut refused = HashSet::new();
-        let mut prepare = |(i, event): (usize, &'a Event)| {
+        let prepare = |(i, event): (usize, &'a Event)| {
             let record = match &event.parked {
                 Some(record) => Ok(record.by_ref()),
                 None => (routed.topic(i).map_err(Reason::clone))
@@ -241,7 +242,7 @@ impl Lane {
                 }
             }
         };
-        events.iter().enumerate().map(&mut prepare).unzip()
+        events.iter().enumerate().map(prepare).unzip()
     }
 
     /// Publishes what is not `decided` yet; every event has its outcome then.

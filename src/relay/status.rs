@@ -282,6 +282,7 @@ impl Status {
             }
             (self.tally).count(|counted| counted.violated(&event.event_type, "published"));
             let (now, mut said) = (Instant::now(), lock(&self.violations));
+            let is_full = said.len() >= VIOLATIONS_MAX;
             let rows = match said.get_mut(&event.event_type) {
                 Some((reminders, rows)) => {
                     *rows += 1;
@@ -290,7 +291,7 @@ impl Status {
                     }
                     std::mem::take(rows)
                 }
-                None if said.len() < VIOLATIONS_MAX => {
+                None if !is_full => {
                     said.insert(event.event_type.clone(), (Reminders::new(now), 0));
                     1
                 }
