@@ -581,6 +581,7 @@ mod tests {
         let schema = r#"{
           "required": ["n"],
           "properties": {
+            "n": true,
             "lines": {"items": {"properties": {"sku": {"type": "string"}}}},
             "by_mail": {"additionalProperties": {"type": "integer"}}
           },
@@ -659,7 +660,7 @@ mod tests {
 
     #[test]
     fn files_are_found_by_their_path_or_their_id_and_nowhere_else() {
-        let by_path = r#"{"$ref": "../_parts/a b.json#/$defs/n"}"#;
+        let by_path = r#"{"$ref": "../_parts/a%20b.json#/$defs/n"}"#;
         let by_id = r#"{"$id": "https://example.com/E.json", "$ref": "n.json"}"#;
         let texts = [
             ("orders/Paid.v1.json", by_path),
@@ -747,7 +748,7 @@ mod tests {
             };
             let text = reason(&all, &payload.to_string());
             prop_assert!(!text.contains(&word), "{}", text);
-            prop_assert!(!text.contains("zq") || text.contains("^zq"), "{}", text);
+            prop_assert!(!text.replace("%5Ezq", "").contains("zq"), "{}", text);
         }
     }
 }
