@@ -451,7 +451,8 @@ fn whole(files: &Files, path: &str) -> Whole {
                 false => format!("#/{shelf}/{}{place}", shelved(&to)),
             })
         };
-        obstacle = obstacle.or(redirect(&mut document, Place::Root, &mut refer));
+        let found = redirect(&mut document, Place::Root, &mut refer);
+        obstacle = obstacle.or(found);
         if from == path {
             schema = document;
             continue;
@@ -555,7 +556,8 @@ fn redirect(
         }
         Value::Array(items) => {
             for item in items {
-                obstacle = obstacle.or(redirect(item, Place::Schema, refer));
+                let found = redirect(item, Place::Schema, refer);
+                obstacle = obstacle.or(found);
             }
         }
         _ => {}

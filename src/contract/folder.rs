@@ -95,7 +95,7 @@ impl Files {
             reading.files.is_one = true;
             reading.file(path, &name);
             let beside = path.parent().filter(|it| !it.as_os_str().is_empty());
-            reading.folder(beside.unwrap_or(Path::new(".")), "", 0, true);
+            reading.folder(beside.unwrap_or_else(|| Path::new(".")), "", 0, true);
         } else {
             reading.folder(path, "", 0, false);
         }
