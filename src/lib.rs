@@ -27,6 +27,7 @@
 //! | every copy byte-equal | [`record`], `source/decode.rs` |
 //! | a row that cannot be published delays at most its aggregate | [`settle`], `source/sql.rs` (parked) |
 //! | what is told agrees with what is so | `relay/known.rs`, `source/sampling.rs` |
+//! | no event that its contract does not allow, where there are contracts | [`contract`] |
 //! | bounded memory, connections, transactions | [`config::Relay`], `source/lanes.rs` |
 //!
 //! Files at the top are pure: no await, clock, socket or environment. Folders touch the world. Only
@@ -52,6 +53,8 @@ pub mod connect;
 pub mod expanded;
 
 pub mod cloudevents;
+
+pub mod contract;
 
 pub mod partition;
 

@@ -203,50 +203,94 @@ fn a_settled_row_writes_little_to_the_log() {
     }
 }
 
-#[test]
-fn a_row_costs_few_instructions() {
+/// What each row costs a relay, in instructions of a build without optimisation.
+async fn instructions(drain: Drain<'_>) -> f64 {
     // the difference: a start costs a hundred times as many
     const FEW: i64 = 1_000;
     const MANY: i64 = 3_000;
-    if std::process::Command::new("valgrind")
+    let valgrind = drain.setup.program("valgrind".into());
+    let drain = Drain {
+        setup: valgrind,
+        ..drain
+    };
+    let mut counts = Vec::new();
+    for rows in [FEW, MANY] {
+        drain.insert(rows).await;
+        let mut relay = drain.setup.spawn(&[
+            "--tool=callgrind",
+            "--callgrind-out-file=/dev/null",
+            env!("CARGO_BIN_EXE_outbox-relay"),
+            "run",
+            "--until-empty",
+        ]);
+        assert!(relay.wait_exit(LONG).await.success());
+        let lines = relay.lines();
+        let count = lines.iter().find_map(|line| {
+            let (_, count) = line.split_once("Collected : ")?;
+            count.trim().parse::<f64>().ok()
+        });
+        println!("{rows} rows: {count:?}");
+        counts.push(count.unwrap_or_else(|| panic!("no count in {lines:?}")));
+    }
+    assert_eq!(drain.published().await, FEW + MANY);
+    (counts[1] - counts[0]) / (MANY - FEW) as f64
+}
+
+fn has_valgrind() -> bool {
+    let asked = std::process::Command::new("valgrind")
         .arg("--version")
-        .output()
-        .is_err()
-    {
-        return support::skip("no valgrind");
+        .output();
+    if asked.is_err() {
+        support::skip("no valgrind");
+    }
+    asked.is_ok()
+}
+
+#[test]
+fn a_row_costs_few_instructions() {
+    if !has_valgrind() {
+        return;
     }
     support::run(async |world| {
         let drain = Drain::new(world, OnPublished::Delete).await;
-        let valgrind = drain.setup.program("valgrind".into());
-        let drain = Drain {
-            setup: valgrind,
-            ..drain
-        };
-        let mut counts = Vec::new();
-        for rows in [FEW, MANY] {
-            drain.insert(rows).await;
-            let mut relay = drain.setup.spawn(&[
-                "--tool=callgrind",
-                "--callgrind-out-file=/dev/null",
-                env!("CARGO_BIN_EXE_outbox-relay"),
-                "run",
-                "--until-empty",
-            ]);
-            assert!(relay.wait_exit(LONG).await.success());
-            let lines = relay.lines();
-            let count = lines.iter().find_map(|line| {
-                let (_, count) = line.split_once("Collected : ")?;
-                count.trim().parse::<f64>().ok()
-            });
-            println!("{rows} rows: {count:?}");
-            counts.push(count.unwrap_or_else(|| panic!("no count in {lines:?}")));
-        }
-        let each = (counts[1] - counts[0]) / (MANY - FEW) as f64;
         within(
             "instructions for each row, in a build without optimisation",
-            each,
+            instructions(drain).await,
             72_000.0,
             "what is done for each row in src/source, src/relay and src/sink: callgrind tells where",
+        );
+    });
+}
+
+#[test]
+fn a_contract_costs_a_row_little() {
+    if !has_valgrind() {
+        return;
+    }
+    const CONTRACT: &str = r#"{
+      "type": "object", "required": ["order_id", "customer", "total", "items"],
+      "properties": {
+        "order_id": {"type": "integer", "minimum": 1},
+        "customer": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+        "total": {"type": "number", "minimum": 0},
+        "items": {"type": "array", "maxItems": 100, "items": {"type": "integer"}},
+        "note": {"type": ["string", "null"], "maxLength": 1000}
+      }
+    }"#;
+    support::run(async |world| {
+        let folder = world.directory.join("contracts");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("OrderCreated.v1.json"), CONTRACT).unwrap();
+        let mut drain = Drain::new(world, OnPublished::Delete).await;
+        let mut outbox = Outbox::new("outbox", Layout::Classic, OnPublished::Delete);
+        outbox.config = format!("contracts = \"{}\"", folder.display());
+        let setup = world.relay(&[&outbox]).workers(1);
+        drain.setup = setup.set("relay", "sample_interval", "\"1h\"");
+        within(
+            "instructions for each row that is held against a contract, in a build without optimisation",
+            instructions(drain).await,
+            500_000.0,
+            "src/contract, and the validator that it calls",
         );
     });
 }

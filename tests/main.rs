@@ -7,6 +7,7 @@ mod bounds;
 mod check;
 mod cloudevents;
 mod config_cli;
+mod contracts;
 mod cost;
 mod crash;
 mod debezium;

@@ -52,6 +52,10 @@ const WALLS: &[Wall] = &[
         rooms: &["sink/", "demo/"],
     },
     Wall {
+        words: &["jsonschema::"],
+        rooms: &["contract/"],
+    },
+    Wall {
         words: &["std::env", " env::var", "(env::var"],
         rooms: &["config/", "demo/"],
     },

@@ -12,6 +12,8 @@ pub use line::{Level, Line, Names, shell, worst};
 
 mod table;
 
+mod contracts;
+
 pub mod postgres;
 
 pub mod writers;
@@ -270,6 +272,12 @@ async fn rows(
             say(postgres::claim(outbox, &plan, &index, &of_partitions));
         }
         Err(error) => say(failed("claim", &error)),
+    }
+    if let Some(contracts) = &outbox.contracts {
+        match checkup.pending(outbox, inspected).await {
+            Ok(rows) => say(self::contracts::contracts(outbox, contracts, &rows)),
+            Err(error) => say(failed("contracts", &error)),
+        }
     }
     match checkup.parked(&outbox.table).await {
         Ok(parked) => say(postgres::parked(outbox, &parked)),

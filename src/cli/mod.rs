@@ -23,6 +23,8 @@ pub mod migrate;
 
 pub mod config_file;
 
+pub mod contract;
+
 pub mod parked;
 
 pub mod status;
@@ -165,6 +167,8 @@ pub enum Command {
     Top(top::Args),
     /// Write, show or check a config file
     Config(config_file::Args),
+    /// Compare contracts of events, and hold samples against them
+    Contract(contract::Args),
     /// Watch it work: a toy service, a relay, a consumer and a verdict. Needs no set-up
     #[cfg(feature = "demo")]
     Demo(demo::Args),
@@ -205,6 +209,8 @@ pub enum Task {
     Adopt(adopt::Args, Config, Environment),
     /// See [`config_file`]. It reads settings of its own, which may be wrong or missing.
     Config(config_file::Args, Environment),
+    /// See [`contract`].
+    Contract(contract::Args),
     /// See [`top`].
     #[cfg(feature = "top")]
     Top(top::Args, Config),
@@ -292,6 +298,7 @@ impl Command {
                 Task::Adopt(args, config, environment.clone())
             }
             Self::Config(args) => Task::Config(args, environment.clone()),
+            Self::Contract(args) => Task::Contract(args),
             #[cfg(feature = "top")]
             Self::Top(args) => {
                 let config = load(&args.config_args(), environment, Purpose::Watch)?;
@@ -321,7 +328,7 @@ impl Task {
             | Self::Purge(_, config, _)
             | Self::Uninstall(_, config, _)
             | Self::Adopt(_, config, _) => Some(&config.log),
-            Self::Completions(_) | Self::Man(_) | Self::Config(..) => None,
+            Self::Completions(_) | Self::Man(_) | Self::Config(..) | Self::Contract(_) => None,
             #[cfg(feature = "top")]
             Self::Top(..) => None,
             #[cfg(feature = "demo")]
@@ -364,6 +371,7 @@ impl Task {
                 Box::pin(adopt::run(args, config, environment)).await
             }
             Self::Config(args, environment) => config_file::run(&args, &environment),
+            Self::Contract(args) => contract::run(&args),
             #[cfg(feature = "top")]
             Self::Top(args, config) => Box::pin(top::run(args, config)).await,
             #[cfg(feature = "demo")]

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Exit;
 use super::args::ConfigArgs;
 use crate::certificate::Trouble;
-use crate::config::{Change, Config, Environment, Purpose, Settings};
+use crate::config::{Change, Config, Environment, Outbox, Purpose, Settings};
 use crate::ops::log;
 use crate::ops::signals::{ReloadSignal, StopSignals};
 use crate::relay::{self, Counts, Drain, Ended, Prepare, Served, Until};
@@ -148,6 +148,13 @@ impl Reloading {
         {
             tracing::warn!(why, "log.filter could not be changed");
         }
+        let before = self.in_force.borrow().clone();
+        let rewritten: Vec<String> = rewritten(&before, &config)
+            .filter(|key| !reloaded.iter().any(|change| change.key == *key))
+            .collect();
+        for key in &rewritten {
+            tracing::info!(key, "the config was read anew: this is in force now");
+        }
         for change in &reloaded {
             tracing::info!(
                 key = change.key,
@@ -162,12 +169,21 @@ impl Reloading {
                 "the config was read anew: this changed and needs a restart"
             );
         }
-        if reloaded.is_empty() && waiting.is_empty() {
+        if reloaded.is_empty() && rewritten.is_empty() && waiting.is_empty() {
             tracing::info!("the config was read anew: nothing changed");
         }
         self.in_force.send_replace(Arc::new(config));
         self.last = newer;
     }
+}
+
+/// The outboxes whose contracts say something else now, as a change of the key would be called.
+fn rewritten(before: &Config, after: &Config) -> impl Iterator<Item = String> {
+    let digest = |outbox: &Outbox| Some(outbox.contracts.as_ref()?.digest().to_owned());
+    after.outboxes.iter().filter_map(move |outbox| {
+        let was = before.outboxes.iter().find(|it| it.table == outbox.table)?;
+        (digest(was) != digest(outbox)).then(|| format!("outbox.contracts of {}", outbox.table))
+    })
 }
 
 /// How long withdrawing and settling what was in flight may take after the drain's deadline.
@@ -246,7 +262,7 @@ Examples:
 
 Any number of relays may serve one table at once. The first SIGTERM or SIGINT stops claiming and
 finishes what is in flight, for drain_timeout at most; the second leaves. SIGHUP reads the config anew:
-log.filter, rows_per_second_max and the poll intervals are put in force, and a line names each other key
+log.filter, rows_per_second_max, the contracts and the poll intervals are put in force, and a line names each other key
 that changed and needs a restart; a config that is wrong changes nothing.
 
 Exit codes: 0 stopped or empty, 70 a bug, 75 --until-empty left rows behind, 78 bad config, or a table

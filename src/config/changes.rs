@@ -7,7 +7,13 @@ use super::settings::Settings;
 use super::written::{Value, Written};
 
 /// Keys that a relay can put in force while it runs.
-const RELOADABLE: [(&str, &str); 6] = [
+const RELOADABLE: [(&str, &str); 12] = [
+    ("outbox", "contracts"),
+    ("outbox", "contract_version"),
+    ("outbox", "on_violation"),
+    ("outbox", "on_violation_by_event_type"),
+    ("outbox", "on_missing_contract"),
+    ("outbox", "version_header"),
     ("outbox", "freshness_budget"),
     ("outbox", "freshness_budget_by_topic"),
     ("outbox", "rows_per_second_max"),

@@ -4,12 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::written::{Reading, StandardHeaders, Written};
 use super::{Layout, LogFormat, OnPublished, Placed, Secret, TableName, database_url};
 use crate::cloudevents::CloudEvents;
 use crate::connect::Formats;
+use crate::contract::{self, Expected, OnMissing, OnViolation};
+use crate::record::RESERVED;
 use crate::rewrite::Rewrite;
 use crate::route::{self, Allowed, Template};
 use crate::settle::Policy;
@@ -379,6 +382,55 @@ keys! {
         )
     };
 
+    /// A folder of JSON Schemas, <event type>.v<version>.json, that payloads must fit before they are
+    /// published: docs/contracts.md. Empty: none. SIGHUP reads it anew, as the keys about it.
+    CONTRACTS: Option<PathBuf> = folder, Spec {
+        default: Some(""),
+        example: "contracts",
+        ..Spec::of("outbox", "contracts", "the path of a folder, or \"\" for none")
+    };
+
+    /// Which version of its contract a row must fit that names none: the newest, or any, the newest
+    /// first. A row names one in the header that version_header says.
+    CONTRACT_VERSION: Expected = |w| w.choice(&EXPECTED), Spec {
+        default: Some("newest"),
+        ..Spec::of("outbox", "contract_version", "\"newest\" or \"any\"")
+    };
+
+    /// What becomes of a row that violates its contract. park: no consumer sees it, and on_rejected says
+    /// what that means for its aggregate. warn: it is published, counted and logged.
+    ON_VIOLATION: OnViolation = |w| w.choice(&ON_VIOLATION_CHOICES), Spec {
+        default: Some("park"),
+        ..Spec::of("outbox", "on_violation", "\"park\" or \"warn\"")
+    };
+
+    /// The same for some event types, such as { OrderViewed = "warn" }.
+    ON_VIOLATION_BY_EVENT_TYPE: BTreeMap<String, OnViolation> = |w| w.choices(&ON_VIOLATION_CHOICES), Spec {
+        default: Some("{}"),
+        ..Spec::of(
+            "outbox",
+            "on_violation_by_event_type",
+            "a table of event types with \"park\" or \"warn\" for each, such as { OrderViewed = \"warn\" }",
+        )
+    };
+
+    /// What becomes of a row whose event type has no contract. It counts only where there are contracts.
+    ON_MISSING_CONTRACT: OnMissing = |w| w.choice(&[
+        ("pass", OnMissing::Pass),
+        ("warn", OnMissing::Warn),
+        ("park", OnMissing::Park),
+    ]), Spec {
+        default: Some("pass"),
+        ..Spec::of("outbox", "on_missing_contract", "\"pass\", \"warn\" or \"park\"")
+    };
+
+    /// The header that says which version of its contract an event fits. Sent only where there are
+    /// contracts; a row that brings one is held to the version it names.
+    VERSION_HEADER: String = version_header, Spec {
+        default: Some(contract::VERSION_HEADER),
+        ..Spec::of("outbox", "version_header", "the name of a header")
+    };
+
     /// A topic that rows which cannot be published are published to as well, with the reason in
     /// their headers, some time after they were parked and at least once. Empty: none.
     DEAD_LETTER_TOPIC: Option<String> = dead_letter_topic, Spec {
@@ -663,6 +715,24 @@ const POLICIES: [(&str, Policy); 2] = [
     ("block", Policy::Block),
     ("dead_letter", Policy::DeadLetter),
 ];
+
+const EXPECTED: [(&str, Expected); 2] = [("newest", Expected::Newest), ("any", Expected::Any)];
+
+const ON_VIOLATION_CHOICES: [(&str, OnViolation); 2] =
+    [("park", OnViolation::Park), ("warn", OnViolation::Warn)];
+
+fn folder(written: &Written) -> Reading<Option<PathBuf>> {
+    let text = written.text()?.trim();
+    Ok((!text.is_empty()).then(|| PathBuf::from(text)))
+}
+
+fn version_header(written: &Written) -> Reading<String> {
+    let name = written.some_text()?;
+    match name.contains('\0') || name.starts_with(RESERVED) {
+        true => Err(format!("it does not begin with {RESERVED}")),
+        false => Ok(name.to_owned()),
+    }
+}
 
 fn topic_regex(written: &Written) -> Reading<String> {
     let pattern = written.text()?;

@@ -9,13 +9,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::contract::Contracts;
 use crate::record::Encoding;
 use crate::route::{Allowed, Template};
 use crate::settle::Policies;
 
 mod connector;
+
+mod contracts;
 
 mod debezium;
 pub use debezium::{Imported, import_debezium};
@@ -127,6 +131,8 @@ pub struct Outbox {
     /// What becomes of the rest of an aggregate when one of its rows cannot be published, by the
     /// row's event type.
     pub on_rejected: Policies,
+    /// What payloads must be like; `None` asks nothing of them.
+    pub contracts: Option<Arc<Contracts>>,
     /// The topic that rejected rows are also published to.
     pub dead_letter_topic: Option<String>,
     /// How many lanes `migrate` makes: a power of two. The database holds the number in force.

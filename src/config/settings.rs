@@ -213,7 +213,7 @@ impl Settings {
             return Err(problems.into());
         }
         let outboxes = (0..self.outboxes.len())
-            .map(|index| self.outbox(index))
+            .map(|index| self.outbox(index, purpose))
             .collect::<Result<_, _>>()?;
         Ok(Config {
             database: Database {
@@ -257,7 +257,7 @@ impl Settings {
         })
     }
 
-    fn outbox(&self, index: usize) -> Result<Outbox, Problem> {
+    fn outbox(&self, index: usize, purpose: Purpose) -> Result<Outbox, Error> {
         let (layout, topic, encoding) = self.wire(index)?;
         Ok(Outbox {
             table: self.read_of(index, &keys::TABLE)?,
@@ -270,6 +270,7 @@ impl Settings {
                 usual: self.read_of(index, &keys::ON_REJECTED)?,
                 by_event_type: self.read_of(index, &keys::ON_REJECTED_BY_EVENT_TYPE)?,
             },
+            contracts: self.contracts(index, purpose)?,
             dead_letter_topic: self.read_of(index, &keys::DEAD_LETTER_TOPIC)?,
             lanes: self.read_of(index, &keys::LANES)?,
             retention: self.read_of(index, &keys::RETENTION)?,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::contract::Contracts;
 use crate::rate::Rate;
 
 /// What is paused.
@@ -47,6 +48,7 @@ pub struct Controls {
     paused: Mutex<Arc<Paused>>,
     /// Told when what is paused changes.
     pub changed: Notify,
+    contracts: Mutex<Option<Arc<Contracts>>>,
     rate: Mutex<Rate>,
     rate_changed: Notify,
     began: Instant,
@@ -79,6 +81,7 @@ impl Controls {
         Self {
             paused: Mutex::default(),
             changed: Notify::new(),
+            contracts: Mutex::default(),
             rate: Mutex::new(Rate::new(rows_per_second_max, Duration::ZERO)),
             rate_changed: Notify::new(),
             began: Instant::now(),
@@ -101,6 +104,17 @@ impl Controls {
             drop(now);
             self.changed.notify_one();
         }
+    }
+
+    /// What payloads must be like now.
+    #[must_use]
+    pub fn contracts(&self) -> Option<Arc<Contracts>> {
+        locked(&self.contracts).clone()
+    }
+
+    /// Payloads must be like this from the next batch on.
+    pub fn agree(&self, contracts: Option<Arc<Contracts>>) {
+        *locked(&self.contracts) = contracts;
     }
 
     /// The limit in force, and what follows from it.

@@ -159,6 +159,20 @@ pub struct Outbox {
     /// Seconds that the rows which wait take at that limit, if nobody else publishes them; null while the
     /// limit holds nothing back.
     pub limited_for_s: Option<f64>,
+    /// What payloads must be like; null: anything goes.
+    pub contracts: Option<Contracts>,
+}
+
+/// The contracts that an outbox's rows are held against.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Contracts {
+    /// Event types that have one.
+    pub event_types: usize,
+    /// Their versions in all.
+    pub versions: usize,
+    /// The same of two relays whose folders hold the same.
+    pub digest: String,
 }
 
 /// What a relay does for an outbox.

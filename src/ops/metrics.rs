@@ -103,6 +103,10 @@ metrics! {
         "When this relay last published a row, in Unix seconds; 0 before the first.";
     COUNTER sum "rows_parked_total" ["outbox", "reason"]
         "Rows that were refused and parked. See `outbox-relay parked list`.";
+    COUNTER sum "contract_violations_total" ["outbox", "event_type", "outcome"]
+        "Rows that were not as their contract says: parked, or published with a warning. By event type, beyond 50 of them as other.";
+    GAUGE max "contracts_info" ["outbox", "digest"]
+        "1, labelled with what tells one set of contracts from another. Relays of one outbox with different digests hold its rows to different contracts: bring the folders together.";
     COUNTER sum "rows_behind_total" ["outbox"]
         "Rows that were moved behind a parked row of their aggregate.";
     COUNTER sum "rows_purged_total" ["outbox"]
@@ -217,6 +221,16 @@ impl Page {
         self.gauge("last_publish_timestamp_seconds", &[name], last);
         for (reason, parked) in &counted.parked {
             self.counter("rows_parked_total", &[name, reason], *parked);
+        }
+        for ((event_type, outcome), rows) in &counted.violations {
+            self.counter(
+                "contract_violations_total",
+                &[name, event_type, outcome],
+                *rows,
+            );
+        }
+        if let Some(contracts) = &outbox.contracts {
+            self.gauge("contracts_info", &[name, &contracts.digest], 1.0);
         }
         self.counter("rows_behind_total", &[name], counted.behind);
         self.counter("rows_purged_total", &[name], counted.purged);
@@ -337,7 +351,7 @@ seconds, points in time are Unix seconds.
 relay that serves it, however many there are: take `max by (outbox)`, never `sum`. The column "over relays" says which.
 
 **Bounded labels.** `outbox` is a table of the config. `topic` is a topic name; beyond 50 topics of an outbox the rest
-is `other`. `reason`, `class`, `state`, `op` and `result` come from the lists below. No key, event id or payload is
+is `other`, and likewise `event_type`. `reason`, `class`, `state`, `op`, `outcome` and `result` come from the lists below. No key, event id or payload is
 ever a label.
 
 **Cost.** A scrape asks the database nothing. The table-wide values are sampled by one task for each outbox, on one

@@ -51,6 +51,8 @@ pub(crate) struct Counted {
     pub(crate) lanes_taken: u64,
     /// By the class of the reason.
     pub(crate) parked: BTreeMap<&'static str, u64>,
+    /// Rows that violated their contracts, by event type and what became of them.
+    pub(crate) violations: BTreeMap<(String, &'static str), u64>,
     /// By class.
     pub(crate) errors: BTreeMap<&'static str, u64>,
     pub(crate) polls: BTreeMap<Poll, u64>,
@@ -91,6 +93,7 @@ impl Default for Counted {
             attempts: 0,
             lanes_taken: 0,
             parked: BTreeMap::new(),
+            violations: BTreeMap::new(),
             errors: BTreeMap::new(),
             polls: BTreeMap::new(),
             topics: BTreeMap::new(),
@@ -113,6 +116,17 @@ impl Counted {
             self.topics.insert(name.to_owned(), TopicCounted::default());
         }
         self.topics.get_mut(name).expect("it is there by now")
+    }
+
+    /// A row violated its contract, and this became of it. Event types come from rows, as topics do.
+    pub(crate) fn violated(&mut self, event_type: &str, outcome: &'static str) {
+        let known = self.violations.keys().any(|(known, _)| known == event_type)
+            || self.violations.len() < TOPICS_MAX;
+        let name = if known { event_type } else { OTHER };
+        *self
+            .violations
+            .entry((name.to_owned(), outcome))
+            .or_default() += 1;
     }
 
     /// How many rows were parked, whatever for.

@@ -223,6 +223,14 @@ impl Known {
             drained_in_s: drained_in(&sampled),
             rows_per_second_max: status.controls.rate().rows_per_second_max(),
             limited_for_s: limited_for(&status.controls, sample),
+            contracts: status.controls.contracts().map(|contracts| {
+                let (event_types, versions) = contracts.count();
+                facts::Contracts {
+                    event_types,
+                    versions,
+                    digest: contracts.digest().to_owned(),
+                }
+            }),
         };
         (outbox, counted)
     }

@@ -133,7 +133,23 @@ impl Lane {
         progress.at(Step::Publishing);
         let trace = traces::Batch::begin(self.status.outbox(), events.len());
         let routed = Routed::of(&self.router, &events);
-        let (records, decided) = self.prepare(&events, &routed, &held, waiting);
+        let contracts = self.controls.contracts();
+        let mut warned = Vec::new();
+        let (records, decided) =
+            self.prepare(
+                &events,
+                &routed,
+                &held,
+                waiting,
+                |event, record| match &contracts {
+                    None => Ok(record),
+                    Some(contracts) => {
+                        let admitted = contracts.admit(event, record)?;
+                        warned.extend(admitted.warning.map(|reason| (event.seq, reason)));
+                        Ok(admitted.record)
+                    }
+                },
+            );
         let hasty = makes(Mistake::SettleFirst);
         let outcomes = match hasty {
             true => vec![PUBLISHED; events.len()],
@@ -179,6 +195,7 @@ impl Lane {
             events: &events,
             records: &records,
             verdicts: &verdicts,
+            warned: &warned,
         });
         let done = verdicts.iter().filter(|v| **v == Verdict::Done).count();
         self.controls.spent(u64::try_from(done).unwrap_or(u64::MAX));
@@ -191,20 +208,23 @@ impl Lane {
     }
 
     /// The record of each event that has one, and the outcome of those that need not be published:
-    /// they wait behind a parked row, cannot be routed or encoded, or their topic is paused.
+    /// they wait behind a parked row, cannot be routed or encoded, are not what `admit` lets through, or
+    /// their topic is paused. A parked row that has its record was let through before.
     fn prepare<'a>(
         &'a self,
         events: &'a [Event],
         routed: &'a Routed,
         held: &HashSet<String>,
         waiting: &Waiting,
+        mut admit: impl FnMut(&Event, Record<'a>) -> Result<Record<'a>, Reason>,
     ) -> (Vec<Option<Record<'a>>>, Vec<Option<Outcome>>) {
         let mut refused = HashSet::new();
         let prepare = |(i, event): (usize, &'a Event)| {
             let record = match &event.parked {
                 Some(record) => Ok(record.by_ref()),
                 None => (routed.topic(i).map_err(Reason::clone))
-                    .and_then(|topic| self.encoding.record(event, topic.into())),
+                    .and_then(|topic| self.encoding.record(event, topic.into()))
+                    .and_then(|record| admit(event, record)),
             };
             if held.contains(event.key()) || refused.contains(event.key()) {
                 return (record.ok(), Some(Outcome::Held));

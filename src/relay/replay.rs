@@ -105,6 +105,10 @@ impl Replay<'_> {
             let record = router
                 .topic(event)
                 .and_then(|topic| self.outbox.encoding.record(event, topic));
+            let record = record.map(|record| match &self.outbox.contracts {
+                Some(contracts) => contracts.label_again(event, record),
+                None => record,
+            });
             match record {
                 Ok(record) => records.push((event.id, record.replayed(&self.at))),
                 Err(reason) => replayed.refused.push((event.id, reason)),

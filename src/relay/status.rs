@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use crate::config::{Freshness, Outbox};
+use crate::contract;
 use crate::event::Event;
 use crate::ops::controls::Controls;
 use crate::ops::facts::State;
@@ -27,6 +28,8 @@ const PARKED_LINES_MAX: u64 = 20;
 const TEXTS_MAX: usize = 8;
 /// Workers that meet one trouble at the same moment say it once.
 const SAME_MOMENT: Duration = Duration::from_secs(5);
+/// Event types whose violations are told of.
+const VIOLATIONS_MAX: usize = 50;
 
 /// What is known of one outbox in this process.
 #[derive(Debug)]
@@ -49,7 +52,11 @@ pub struct Status {
     /// What somebody paused, and when that was read.
     pub(super) pauses: Mutex<(Instant, Vec<Pause>)>,
     parked_lines: Mutex<(Option<Instant>, u64)>,
+    violations: Mutex<Violations>,
 }
+
+/// What was said of rows that violate their contracts, by event type, and how many came since.
+type Violations = HashMap<String, (Reminders, u64)>;
 
 /// What the relay does for the outbox, trouble aside.
 #[derive(Debug)]
@@ -96,6 +103,8 @@ pub(super) struct Settled<'a> {
     pub(super) events: &'a [Event],
     pub(super) records: &'a [Option<Record<'a>>],
     pub(super) verdicts: &'a [Verdict],
+    /// Rows that violate their contract and are published all the same, by their `seq`, with the reason.
+    pub(super) warned: &'a [(i64, Reason)],
 }
 
 impl Status {
@@ -123,6 +132,7 @@ impl Status {
             clock_offset_us: AtomicI64::new(0),
             pauses: Mutex::new((Instant::now(), Vec::new())),
             parked_lines: Mutex::default(),
+            violations: Mutex::default(),
         }
     }
 
@@ -136,7 +146,11 @@ impl Status {
                 crate::config::OnPublished::Archive => "archive",
             },
             freshness: Mutex::new(outbox.freshness.clone()),
-            controls: Arc::new(Controls::new(outbox.rows_per_second_max)),
+            controls: {
+                let controls = Controls::new(outbox.rows_per_second_max);
+                controls.agree(outbox.contracts.clone());
+                Arc::new(controls)
+            },
             ..Self::new(outbox.table.to_string())
         }
     }
@@ -239,6 +253,9 @@ impl Status {
                     (Verdict::Release, _) => {}
                     (Verdict::Park(reason, policy), _) => {
                         *counted.parked.entry(reason.class).or_default() += 1;
+                        if [contract::VIOLATED, contract::MISSING].contains(&reason.class) {
+                            counted.violated(&event.event_type, "parked");
+                        }
                         parked.push((event, reason, *policy));
                     }
                 }
@@ -247,6 +264,49 @@ impl Status {
         });
         for (event, reason, policy) in parked {
             self.parked(event, reason, policy);
+        }
+        self.warned(settled);
+    }
+
+    /// Rows were published although they violate their contracts: counts them, and says so of each event
+    /// type at once, then ever more seldom.
+    fn warned(&self, settled: &Settled<'_>) {
+        let mut warned = settled.warned.iter().peekable();
+        for (event, verdict) in settled.events.iter().zip(settled.verdicts) {
+            let Some((_, reason)) = warned.next_if(|(seq, _)| *seq == event.seq) else {
+                continue;
+            };
+            // another time, then
+            if *verdict != Verdict::Done {
+                continue;
+            }
+            (self.tally).count(|counted| counted.violated(&event.event_type, "published"));
+            let (now, mut said) = (Instant::now(), lock(&self.violations));
+            let is_full = said.len() >= VIOLATIONS_MAX;
+            let rows = match said.get_mut(&event.event_type) {
+                Some((reminders, rows)) => {
+                    *rows += 1;
+                    if !reminders.due(now) {
+                        continue;
+                    }
+                    std::mem::take(rows)
+                }
+                None if !is_full => {
+                    said.insert(event.event_type.clone(), (Reminders::new(now), 0));
+                    1
+                }
+                None => continue,
+            };
+            tracing::warn!(
+                outbox = self.outbox,
+                seq = event.seq,
+                event_id = %event.id,
+                event_type = event.event_type,
+                class = reason.class,
+                reason = reason.text,
+                rows,
+                "rows violate their contract and are published all the same, as the config says"
+            );
         }
     }
 

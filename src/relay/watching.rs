@@ -70,6 +70,7 @@ impl Watching {
                 self.controls.limit(outbox.rows_per_second_max);
             }
             self.status.set_freshness(outbox.freshness.clone());
+            self.controls.agree(outbox.contracts.clone());
         }
         let relay = &config.relay;
         self.polling

@@ -4,8 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use sqlx::postgres::{PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, Decode, Postgres, Row as _, Type};
+use uuid::Uuid;
 
 use super::checkup_sql as ask;
 use super::emit_sql;
@@ -17,6 +20,7 @@ use super::secured::is_local;
 use super::session::{SEARCH_PATH, Session, answer, fixed, options};
 use super::sql::{Statements, Table};
 use crate::config::{Config, Database, Outbox, TableName};
+use crate::event::Event;
 use crate::finding::Finding;
 use crate::route::{Kind, Router};
 
@@ -542,6 +546,38 @@ impl Checkup {
             })
         };
         rows.iter().map(largest).collect()
+    }
+
+    /// Some of the pending rows, with what a contract is held against, and nothing else of them.
+    ///
+    /// # Errors
+    /// Postgres could not be asked, or refused.
+    pub async fn pending(
+        &mut self,
+        outbox: &Outbox,
+        inspected: &Inspected,
+    ) -> Result<Vec<Event>, Error> {
+        let doing = "look at pending rows";
+        let (lanes, bytea) = (inspected.lanes, inspected.payload_is_bytea);
+        let sql = ask::pending(&outbox.table, &outbox.layout, lanes, bytea);
+        let rows = self.rows(doing, sql).await?;
+        let event = |row: &PgRow| {
+            let payload: Option<String> = get(doing, row, "payload")?;
+            let plain = |text: String| text.split_ascii_whitespace().collect::<String>();
+            Ok(Event {
+                seq: 0,
+                id: Uuid::nil(),
+                aggregate_type: String::new(),
+                aggregate_id: Some(String::new()),
+                event_type: get(doing, row, "event_type")?,
+                payload: payload.and_then(|text| STANDARD.decode(plain(text)).ok()),
+                headers: get(doing, row, "headers")?,
+                topic: None,
+                created_at_us: None,
+                parked: None,
+            })
+        };
+        rows.iter().map(event).collect()
     }
 
     /// Parked rows by state, without those that were given up.

@@ -14,6 +14,8 @@ pub(super) const RECENT_PAGES: u32 = 50;
 const KINDS_MAX: u32 = 100;
 /// Payloads whose length is measured: those that take the most room on disk.
 const PAYLOADS_MAX: u32 = 20;
+/// Pending rows that are held against contracts: each is read whole.
+const CONTRACT_ROWS_MAX: u32 = 500;
 
 /// The server, the role and the connection. Plan: constants and small catalogues.
 pub(super) const SERVER: &str = "
@@ -230,6 +232,31 @@ pub(super) fn largest(name: &TableName, layout: &Layout, lanes: u16, bytea: bool
         key = row.key,
         stored = row.payload,
         each = (PENDING_ROWS_MAX / u32::from(lanes)).max(1),
+    )
+}
+
+/// Some pending rows, with what a contract is held against: event type, headers, and the payload as bytes in
+/// base64. Plan: a bounded scan of the lanes' index; no row is locked.
+pub(super) fn pending(name: &TableName, layout: &Layout, lanes: u16, bytea: bool) -> String {
+    let rows = quote_table(name);
+    let row = names(layout, "t.");
+    let lane = lane_of(&row, lanes);
+    let unpublished = &row.unpublished;
+    let payload = match bytea {
+        true => row.payload.clone(),
+        false => format!("convert_to({}, 'UTF8')", row.printed(bytea)),
+    };
+    format!(
+        "select {event_type} as event_type, {headers} as headers, encode({payload}, 'base64') as payload
+           from generate_series(0, {last_lane}) as l (lane)
+          cross join lateral
+                (select t.* from {rows} t
+                  where {unpublished} and t.seq is not null and {lane} = l.lane
+                  order by t.seq limit {each}) t",
+        event_type = row.event_type,
+        headers = row.own_headers,
+        last_lane = lanes - 1,
+        each = (CONTRACT_ROWS_MAX / u32::from(lanes)).max(1),
     )
 }
 
