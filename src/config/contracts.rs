@@ -7,7 +7,10 @@ use super::keys;
 use super::problem::Problem;
 use super::settings::{Purpose, Settings};
 use super::written::Origin;
+use crate::cloudevents::CloudEvents;
+use crate::connect::Format;
 use crate::contract::{Contracts, Files, Rules};
+use crate::record::Style;
 
 impl Settings {
     /// The contracts of outbox `index`, where it has some and `purpose` is to publish.
@@ -31,8 +34,23 @@ impl Settings {
         let header = self.read_of(index, &keys::VERSION_HEADER).map_err(one)?;
         let (_, _, encoding) = self.wire(index).map_err(one)?;
         let named = self.written(index, &keys::VERSION_HEADER.spec);
-        if encoding.headers.iter().any(|(_, name)| *name == header) {
-            let text = format!("`outbox.version_header`: there is a header `{header}` already");
+        let plain = match &encoding.style {
+            Style::Connect(connect) => connect.formats().headers == Format::Plain,
+            Style::CloudEvents(_) => !CloudEvents::reserves(&header),
+            Style::Plain => true,
+        };
+        let taken = encoding.headers.iter().any(|(_, name)| *name == header);
+        let fault = match (plain, taken) {
+            (false, _) => Some(format!(
+                "`outbox.contracts`: its header `{header}` does not go together with the headers of \
+                 `outbox.formats` or `outbox.cloudevents`"
+            )),
+            (_, true) => Some(format!(
+                "`outbox.version_header`: there is a header `{header}` already"
+            )),
+            (true, false) => None,
+        };
+        if let Some(text) = fault {
             let origin = named.map(|written| written.origin);
             let origin = origin.filter(|origin| *origin != Origin::Default);
             let origin = origin.unwrap_or_else(|| self.outboxes[index].clone());

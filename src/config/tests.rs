@@ -281,6 +281,11 @@ fn what_a_key_does_not_take_is_named_with_what_it_takes() {
             "[[outbox]]\nlanes = 1",
             "relay.toml:7: this outbox has no `table`",
         ),
+        (
+            "formats = { headers = 'json' }\ncontracts = 'nowhere'",
+            "relay.toml:5: `outbox.contracts`: its header `event_version` does not go together with the headers of \
+             `outbox.formats` or `outbox.cloudevents`",
+        ),
     ] {
         assert_eq!(error_of(more), message);
     }
