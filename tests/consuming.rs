@@ -251,7 +251,7 @@ fn a_row_that_others_were_let_pass_is_late_when_it_is_retried_and_replays_are_re
             // the numbers between belong to somebody else
             emitted(world, &orders, "b", None).await;
         }
-        assert_eq!(setup.until_empty(SOON).await.code(), Some(75));
+        setup.until_empty(SOON).await;
 
         let consume = async || {
             let mut told = Vec::new();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::support::servers::{self, say};
-use crate::support::{self, janitor};
+use crate::support::{self, World, janitor};
 
 /// How long a shop may take, its start and its end included, beyond the time that customers order.
 const AROUND: Duration = Duration::from_secs(120);
@@ -147,24 +147,36 @@ fn the_one_command_sells_without_kafka_docker_or_a_set_up() {
     });
 }
 
+/// Runs a shop on the tests' servers, killing processes for `length`, and leaves nothing there.
+async fn wild_shop(world: &World, name: &str, length: u64, arguments: &[&str]) -> Ended {
+    let prefix = world.topic(name);
+    let length = Duration::from_secs(length);
+    let for_ = format!("{length:?}");
+    let mut all = vec!["--chaos", "--for", &for_];
+    all.extend(arguments);
+    let ended = shop(
+        &all,
+        &[
+            ("--admin-url", &world.database_url),
+            ("--brokers", &world.kafka.brokers),
+            ("--prefix", &prefix),
+            ("--relay", env!("CARGO_BIN_EXE_outbox-relay")),
+        ],
+        length,
+    )
+    .await;
+    let left = format!("select count(*) from pg_database where datname like '{prefix}%'");
+    assert_eq!(world.number(&left).await, 0, "databases are left");
+    let left = format!("select count(*) from pg_roles where rolname like '{prefix}%'");
+    assert_eq!(world.number(&left).await, 0, "roles are left");
+    ended
+}
+
 #[test]
 fn money_stock_and_read_model_agree_whatever_is_killed() {
     support::run(async |world| {
-        let relay = env!("CARGO_BIN_EXE_outbox-relay");
         let length = if support::soak() { 300 } else { 25 };
-        let wild = shop(
-            &["--chaos", "--rate", "30", "--for", &format!("{length}s")],
-            &[
-                ("--admin-url", &world.database_url),
-                ("--brokers", &world.kafka.brokers),
-                ("--relay", relay),
-            ],
-            Duration::from_secs(length),
-        )
-        .await;
-        assert_kept(&wild, true);
-        let left = world.number("select count(*) from pg_database where datname like 'shop\\_%'");
-        assert_eq!(left.await, 0, "what it made is gone");
+        assert_kept(&wild_shop(world, "kept_", length, &[]).await, true);
     });
 }
 
@@ -179,33 +191,22 @@ fn the_checker_notices_each_way_to_do_it_wrong() {
             ("no-release", "has come to no end: placed"),
             ("do-not-wait", "did not see it: 404"),
         ] {
-            let wrong = shop(
-                &[
-                    "--chaos",
-                    "--for",
-                    "15s",
-                    "--budget",
-                    "5s",
-                    "--mistake",
-                    mistake,
-                ],
-                &[
-                    ("--admin-url", &world.database_url),
-                    ("--brokers", &world.kafka.brokers),
-                ],
-                Duration::from_secs(15),
-            )
-            .await;
-            let faults = wrong.faults();
-            assert!(!wrong.success, "{mistake}: {}", wrong.said);
-            say(&format!(
-                "shop, {mistake}: {} faults: {faults:.3?}",
-                faults.len()
-            ));
-            assert!(
-                faults.iter().any(|fault| fault.contains(noticed)),
-                "{mistake}: {faults:?}"
-            );
+            let mut seen = Vec::new();
+            // some show only when somebody is killed at the right moment
+            for attempt in 0..3 {
+                let name = format!("{mistake}_{attempt}_");
+                let arguments = ["--rate", "15", "--budget", "5s", "--mistake", mistake];
+                let wrong = wild_shop(world, &name, 10, &arguments).await;
+                let faults = wrong.faults();
+                let notices = faults.iter().any(|fault| fault.contains(noticed));
+                seen.push(format!("{faults:?}"));
+                if notices {
+                    assert!(!wrong.success, "{mistake}: {}", wrong.said);
+                    say(&format!("shop, {mistake}: {} faults", faults.len()));
+                    break;
+                }
+                assert!(attempt < 2, "{mistake} is not noticed: {seen:?}");
+            }
         }
     });
 }

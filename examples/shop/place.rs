@@ -192,13 +192,14 @@ impl Relay {
         topic_prefix: &str,
     ) -> Result<Self, Failure> {
         std::fs::write(directory.join("relay.toml"), include_str!("relay.toml"))?;
-        let program = match program {
-            // it is started in another directory
-            Some(program) => vec![program.canonicalize().map_err(|error| {
-                format!("the relay's program {}: {error}", program.display())
-            })?],
-            None => vec![std::env::current_exe()?, "relay".into()],
-        };
+        let program =
+            match program {
+                // it is started in another directory
+                Some(program) => vec![program.canonicalize().map_err(|error| {
+                    format!("the relay's program {}: {error}", program.display())
+                })?],
+                None => vec![std::env::current_exe()?, "relay".into()],
+            };
         Ok(Self {
             program,
             directory,

@@ -55,6 +55,10 @@ pub(crate) struct Args {
     #[arg(long)]
     brokers: Option<String>,
 
+    /// What the names of databases, roles, topics and groups begin with; without it, something that nobody else has
+    #[arg(long)]
+    prefix: Option<String>,
+
     /// The relay's program; without it, the relay that is built into this one
     #[arg(long)]
     relay: Option<PathBuf>,
@@ -177,15 +181,15 @@ async fn set_up(args: &Args, stage: &mut Stage) -> Result<(Place, Manner), Failu
     let mut random = Uuid::new_v4().simple().to_string();
     random.truncate(8);
     let theirs = args.admin_url.is_some() || args.brokers.is_some();
-    let prefix = if theirs {
-        format!("shop_{random}_")
-    } else {
-        String::new()
+    let prefix = match &args.prefix {
+        Some(prefix) => prefix.clone(),
+        None if theirs => format!("shop_{random}_"),
+        None => String::new(),
     };
     let admin_url = match &args.admin_url {
         Some(url) => url.clone(),
         None => {
-            let server = TemporaryPostgres::start().await?;
+            let server = TemporaryPostgres::start(args.json).await?;
             stage.postgres.insert(server).url().to_owned()
         }
     };

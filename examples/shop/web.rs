@@ -38,7 +38,12 @@ pub(crate) async fn serve(listen: &str, api: Router) -> Result<(), Failure> {
 /// The order that a path names.
 pub(crate) fn order(id: &str) -> Result<Uuid, (StatusCode, String)> {
     let named = id.parse();
-    named.map_err(|_| (StatusCode::BAD_REQUEST, "an order's id is a uuid".to_owned()))
+    named.map_err(|_| {
+        (
+            StatusCode::BAD_REQUEST,
+            "an order's id is a uuid".to_owned(),
+        )
+    })
 }
 
 /// What whoever asked is told of a failure.

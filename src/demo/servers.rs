@@ -11,12 +11,12 @@ use super::screen::Screen;
 pub struct TemporaryPostgres(Postgres);
 
 impl TemporaryPostgres {
-    /// Starts one, and prints what it does.
+    /// Starts one, and prints what it does: on standard error if it is to be `aside`, else on standard output.
     ///
     /// # Errors
     /// There are no binaries, they cannot be downloaded, or the server does not start: with what to try.
-    pub async fn start() -> Result<Self, Error> {
-        Ok(Self(Postgres::start(Screen::new(false)).await?))
+    pub async fn start(aside: bool) -> Result<Self, Error> {
+        Ok(Self(Postgres::start(Screen::new(aside)).await?))
     }
 
     /// The URL of its superuser.
