@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::support::servers::{self, say};
 use crate::support::{self, World, janitor};
@@ -148,8 +149,10 @@ fn the_one_command_sells_without_kafka_docker_or_a_set_up() {
 }
 
 /// Runs a shop on the tests' servers, killing processes for `length`, and leaves nothing there.
-async fn wild_shop(world: &World, name: &str, length: u64, arguments: &[&str]) -> Ended {
-    let prefix = world.topic(name);
+async fn wild_shop(world: &World, length: u64, arguments: &[&str]) -> Ended {
+    // a test's own names are too long to put a role's behind them
+    let prefix = Uuid::new_v4().simple().to_string();
+    let prefix = format!("shop_{}_", prefix.split_at(10).0);
     let length = Duration::from_secs(length);
     let for_ = format!("{length:?}");
     let mut all = vec!["--chaos", "--for", &for_];
@@ -176,7 +179,7 @@ async fn wild_shop(world: &World, name: &str, length: u64, arguments: &[&str]) -
 fn money_stock_and_read_model_agree_whatever_is_killed() {
     support::run(async |world| {
         let length = if support::soak() { 300 } else { 25 };
-        assert_kept(&wild_shop(world, "kept_", length, &[]).await, true);
+        assert_kept(&wild_shop(world, length, &[]).await, true);
     });
 }
 
@@ -194,9 +197,8 @@ fn the_checker_notices_each_way_to_do_it_wrong() {
             let mut seen = Vec::new();
             // some show only when somebody is killed at the right moment
             for attempt in 0..3 {
-                let name = format!("{mistake}_{attempt}_");
                 let arguments = ["--rate", "15", "--budget", "5s", "--mistake", mistake];
-                let wrong = wild_shop(world, &name, 10, &arguments).await;
+                let wrong = wild_shop(world, 10, &arguments).await;
                 let faults = wrong.faults();
                 let notices = faults.iter().any(|fault| fault.contains(noticed));
                 seen.push(format!("{faults:?}"));
