@@ -13,7 +13,7 @@ use crate::inbox::{Service, note};
 use crate::stream::{Event, Stream};
 
 /// How long a process is between two steps that ought to be one, so that it is killed there now and then.
-const BETWEEN: Duration = Duration::from_millis(15);
+const BETWEEN: Duration = Duration::from_millis(25);
 
 /// A way to do it wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
