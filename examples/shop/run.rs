@@ -155,8 +155,7 @@ async fn play(args: &Args, stage: &mut Stage) -> Result<bool, Failure> {
             ""
         }
     ));
-    let (placed, kills) = trade(args, processes).await?;
-    let stopped = Instant::now();
+    let (placed, kills, stopped) = trade(args, processes).await?;
     tell(&format!(
         "· {} orders, {kills} kills; all run again, and have {:?} to agree",
         placed.len(),
@@ -224,14 +223,14 @@ async fn set_up(args: &Args, stage: &mut Stage) -> Result<(Place, Manner), Failu
     Ok((place, manner))
 }
 
-/// Customers order, for as long as they are to, and processes are killed meanwhile.
-async fn trade(args: &Args, processes: &mut Processes) -> Result<(Vec<Placed>, u32), Failure> {
+/// Customers order, for as long as they are to, and processes are killed meanwhile: the orders, the kills, and when
+/// the time was over.
+async fn trade(
+    args: &Args,
+    processes: &mut Processes,
+) -> Result<(Vec<Placed>, u32, Instant), Failure> {
     let enough = CancellationToken::new();
     let doors = processes.doors.clone();
-    let timer = async {
-        sleep(args.duration).await;
-        enough.cancel();
-    };
     let kills = async {
         if args.chaos {
             return processes.chaos(&enough, |line| say(args.json, line)).await;
@@ -241,17 +240,19 @@ async fn trade(args: &Args, processes: &mut Processes) -> Result<(Vec<Placed>, u
             None => Ok(0),
         }
     };
-    let traded = async {
-        tokio::try_join!(customers::order(&doors, args.rate, &enough), kills, async {
-            timer.await;
-            Ok(())
-        })
-    };
-    let traded = traded.await;
-    match traded {
-        Ok((placed, kills, ())) => Ok((placed, kills)),
-        Err(why) => Err(format!("{why}{}", processes.log_tail()).into()),
-    }
+    let traded = tokio::try_join!(
+        customers::order(&doors, args.rate, &enough),
+        kills,
+        over(args.duration, &enough)
+    );
+    traded.map_err(|why| format!("{why}{}", processes.log_tail()).into())
+}
+
+/// Says that it is enough when the time is over. Returns when that was.
+async fn over(duration: Duration, enough: &CancellationToken) -> Result<Instant, Failure> {
+    sleep(duration).await;
+    enough.cancel();
+    Ok(Instant::now())
 }
 
 /// Reads the books until they agree, and a while longer; the last ones, what is wrong with them, and after how long
@@ -443,13 +444,11 @@ pub(crate) struct Visit {
 /// Customers of a shop that runs elsewhere, in containers for instance, and the verdict on it.
 pub(crate) async fn visit(args: Visit) -> Result<bool, Failure> {
     let enough = CancellationToken::new();
-    let timer = async {
-        sleep(args.duration).await;
-        enough.cancel();
-        Ok(())
-    };
-    let (placed, ()) = tokio::try_join!(customers::order(&args.doors, args.rate, &enough), timer)?;
-    let agreed = agree(&args.place, &placed, args.budget, Instant::now()).await?;
+    let (placed, stopped) = tokio::try_join!(
+        customers::order(&args.doors, args.rate, &enough),
+        over(args.duration, &enough)
+    )?;
+    let agreed = agree(&args.place, &placed, args.budget, stopped).await?;
     let verdict = verdict(&placed, 0, agreed);
     print(false, &verdict)?;
     Ok(verdict.faults.is_empty())
