@@ -40,7 +40,7 @@ pub(crate) async fn follow<S: Service>(
     pool: &PgPool,
     settings: &Settings,
 ) -> Result<(), Failure> {
-    let mut stream = Stream::open(S::CONSUMER.name(), S::TOPICS, settings).await?;
+    let mut stream = Stream::open(S::CONSUMER.name(), S::TOPICS, settings)?;
     loop {
         let event = stream.next().await?;
         mistakes::before(&stream, &event)?;

@@ -94,11 +94,7 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// Begins where the group has got to, else at the first record.
-    pub(crate) async fn open(
-        group: &str,
-        topics: &[&str],
-        settings: &Settings,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn open(group: &str, topics: &[&str], settings: &Settings) -> Result<Self, Failure> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &settings.brokers)
             .set("group.id", format!("{}{group}", settings.topic_prefix))
