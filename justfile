@@ -43,6 +43,11 @@ ci *STEPS:
 demo *ARGS:
     cargo run --release -- demo {{ARGS}}
 
+# four services that agree by events, killed while they do: examples/shop/README.md
+shop *ARGS:
+    cargo build --locked --release
+    cargo run --locked --release --example shop --features consumer -- --relay "${CARGO_TARGET_DIR:-target}/release/outbox-relay" --chaos {{ARGS}}
+
 # images for the tests where no registry can be reached
 images:
     tests/images

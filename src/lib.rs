@@ -32,7 +32,8 @@
 //!
 //! Files at the top are pure: no await, clock, socket or environment. Folders touch the world. Only
 //! `source/` knows sqlx, only `sink/` knows rdkafka; the demo, which is a service and a consumer of
-//! its own, knows both.
+//! its own, knows both. `consumer/` is no part of the relay: a kit for those who read the topics and
+//! keep what they make of them in Postgres.
 
 pub mod config;
 
@@ -86,3 +87,8 @@ pub mod cli;
 
 #[cfg(feature = "demo")]
 pub mod demo;
+
+// ── for the other end ──
+
+#[cfg(feature = "consumer")]
+pub mod consumer;

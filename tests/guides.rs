@@ -346,3 +346,112 @@ fn a_read_model_that_knows_its_versions_tells_a_repeat_from_a_gap() {
         assert_eq!(world.number(now).await, 1);
     });
 }
+
+#[test]
+fn progress_by_seq_tells_new_from_late_and_a_reader_waits_for_its_own_write() {
+    support::run(async |world| {
+        let page = blocks("docs/consuming.md");
+        for table in [
+            "create table processed_events",
+            "create table consumer_progress",
+        ] {
+            world.execute(sql(&page, table)).await;
+        }
+        Outbox::classic().create(world).await;
+        world.relay(&[&Outbox::classic()]).migrate().await;
+        let (write, take) = (sql(&page, "returning seq;"), sql(&page, "with marked as"));
+        let (passed, acted) = (
+            sql(&page, "select exists (select from consumer_progress"),
+            sql(&page, "select exists (select from processed_events"),
+        );
+        let order = Uuid::new_v4().to_string();
+        let mut tokens = Vec::new();
+        for _ in 0..3 {
+            let seq: i64 = sqlx::query_scalar(AssertSqlSafe(write.to_owned()))
+                .bind("Order")
+                .bind(&order)
+                .bind("{}")
+                .fetch_one(&world.pool)
+                .await
+                .unwrap();
+            tokens.push(seq);
+        }
+        let ids: Vec<Uuid> = (1..=3).map(Uuid::from_u128).collect();
+        let mut told = Vec::new();
+        for nth in [0, 0, 2, 1, 2, 1] {
+            // who looks before the event is there is told so
+            let mut now = Vec::new();
+            for _ in 0..2 {
+                let passed: bool = sqlx::query_scalar(AssertSqlSafe(passed.to_owned()))
+                    .bind("order-events")
+                    .bind(&order)
+                    .bind(tokens[nth])
+                    .fetch_one(&world.pool)
+                    .await
+                    .unwrap();
+                let acted: bool = sqlx::query_scalar(AssertSqlSafe(acted.to_owned()))
+                    .bind(ids[nth])
+                    .fetch_one(&world.pool)
+                    .await
+                    .unwrap();
+                now.push((passed, acted));
+                if now.len() == 1 {
+                    let seen: String = sqlx::query_scalar(AssertSqlSafe(take.to_owned()))
+                        .bind(ids[nth])
+                        .bind("order-events")
+                        .bind(&order)
+                        .bind(tokens[nth])
+                        .fetch_one(&world.pool)
+                        .await
+                        .unwrap();
+                    told.push(seen);
+                }
+            }
+            let (before, after) = (now[0], now[1]);
+            assert_eq!(after, (true, true), "{nth}");
+            match told.last().map(String::as_str) {
+                Some("new") => assert_eq!(before, (false, false), "{nth}"),
+                // a later one has passed it, and it was not acted on
+                Some("late") => assert_eq!(before, (true, false), "{nth}"),
+                _ => assert_eq!(before, (true, true), "{nth}"),
+            }
+        }
+        assert_eq!(told, ["new", "repeat", "new", "late", "repeat", "repeat"]);
+    });
+}
+
+#[test]
+fn the_tables_of_the_page_are_those_of_the_kit() {
+    support::run(async |world| {
+        let page = blocks("docs/consuming.md");
+        let described = async || {
+            let columns: Vec<String> = sqlx::query_scalar(
+                "select concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default)
+                   from information_schema.columns where table_schema = 'public' order by 1",
+            )
+            .fetch_all(&world.pool)
+            .await
+            .unwrap();
+            let indexes: Vec<String> = sqlx::query_scalar(
+                "select indexdef from pg_indexes where schemaname = 'public' order by 1",
+            )
+            .fetch_all(&world.pool)
+            .await
+            .unwrap();
+            (columns, indexes)
+        };
+        for table in [
+            "create table processed_events",
+            "create table consumer_progress",
+        ] {
+            world.execute(sql(&page, table)).await;
+        }
+        let of_page = described().await;
+        assert_eq!((of_page.0.len(), of_page.1.len()), (7, 3));
+        world
+            .execute("drop table processed_events, consumer_progress")
+            .await;
+        world.execute(outbox_relay::consumer::TABLES).await;
+        assert_eq!(described().await, of_page);
+    });
+}

@@ -41,7 +41,7 @@ struct Wall {
 const WALLS: &[Wall] = &[
     Wall {
         words: &["sqlx::", "use sqlx;"],
-        rooms: &["source/", "demo/"],
+        rooms: &["source/", "demo/", "consumer/"],
     },
     Wall {
         words: &["AssertSqlSafe"],
@@ -282,6 +282,8 @@ fn every_rule_can_be_broken() {
         (rooms, "source/a.rs", "use rdkafka::ClientConfig;\n"),
         (rooms, "relay/a.rs", "let home = std::env::var(\"HOME\");\n"),
         (rooms, "source/a.rs", "let tasks = JoinSet::new();\n"),
+        (rooms, "consumer/a.rs", "use rdkafka::ClientConfig;\n"),
+        (rooms, "consumer/a.rs", "AssertSqlSafe(text)\n"),
         (pure, "settle.rs", "pub async fn settle() {}\n"),
         (
             pure,

@@ -34,24 +34,30 @@ pub(super) struct Kafka {
 }
 
 enum Kind {
-    /// The cluster lives on a thread of its own (its handle cannot move) until the sender drops.
-    Mock {
-        stop: Option<mpsc::Sender<()>>,
-        thread: Option<JoinHandle<()>>,
-    },
+    Mock(Mock),
     /// Somebody else's; only the topic is ours.
     Theirs,
 }
 
-impl Kafka {
-    /// Starts the stand-in.
-    pub(super) async fn mock() -> KafkaResult<Self> {
+/// librdkafka's mock cluster. It lives on a thread of its own (its handle cannot move) until the sender drops.
+pub(super) struct Mock {
+    /// `host:port`.
+    pub(super) brokers: String,
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Mock {
+    /// Starts one with these topics, of `partitions` each.
+    pub(super) async fn start(topics: &[String], partitions: i32) -> KafkaResult<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
         let (ready, started) = oneshot::channel();
-        let topic = "order-events";
+        let topics = topics.to_vec();
         let thread = std::thread::spawn(move || {
             let cluster = MockCluster::new(1).and_then(|cluster| {
-                cluster.create_topic(topic, PARTITIONS, 1)?;
+                for topic in &topics {
+                    cluster.create_topic(topic, partitions, 1)?;
+                }
                 Ok(cluster)
             });
             match cluster {
@@ -66,15 +72,35 @@ impl Kafka {
         let brokers = started.await.map_err(|_gone| KafkaError::Canceled)??;
         Ok(Self {
             brokers,
+            stop,
+            thread,
+        })
+    }
+
+    /// Ends it.
+    pub(super) async fn stop(self) {
+        drop(self.stop);
+        // A panic there has been printed; nothing is left to do about it.
+        let thread = self.thread;
+        tokio::task::spawn_blocking(|| thread.join().ok())
+            .await
+            .ok();
+    }
+}
+
+impl Kafka {
+    /// Starts the stand-in.
+    pub(super) async fn mock() -> KafkaResult<Self> {
+        let topic = "order-events".to_owned();
+        let cluster = Mock::start(std::slice::from_ref(&topic), PARTITIONS).await?;
+        Ok(Self {
+            brokers: cluster.brokers.clone(),
             aggregate_type: "Order".to_owned(),
-            topic: topic.to_owned(),
+            topic,
             // The mock cluster answers an empty fetch when the wait is over, not when something
             // arrives: a longer wait would show as lag.
             fetch_wait_ms: 2,
-            kind: Kind::Mock {
-                stop: Some(stop),
-                thread: Some(thread),
-            },
+            kind: Kind::Mock(cluster),
         })
     }
 
@@ -93,31 +119,31 @@ impl Kafka {
 
     /// Makes the topic, unless the stand-in has it already.
     pub(super) async fn create_topic(&self) -> KafkaResult<()> {
-        if matches!(self.kind, Kind::Mock { .. }) {
+        if matches!(self.kind, Kind::Mock(_)) {
             return Ok(());
         }
         let topic = NewTopic::new(&self.topic, PARTITIONS, TopicReplication::Fixed(-1));
         // The client has to outlive the answer.
-        let admin = self.admin()?;
+        let admin = admin(&self.brokers)?;
         first_error(admin.create_topics([&topic], &Self::patience()).await?)
     }
 
     /// Ends the stand-in, or drops the topic from the user's brokers.
-    pub(super) async fn stop(mut self) -> KafkaResult<()> {
-        match &mut self.kind {
-            Kind::Mock { stop, thread } => {
-                drop(stop.take());
-                if let Some(thread) = thread.take() {
-                    // A panic there has been printed; nothing is left to do about it.
-                    tokio::task::spawn_blocking(|| thread.join().ok())
-                        .await
-                        .ok();
-                }
+    pub(super) async fn stop(self) -> KafkaResult<()> {
+        let Self {
+            brokers,
+            topic,
+            kind,
+            ..
+        } = self;
+        match kind {
+            Kind::Mock(cluster) => {
+                cluster.stop().await;
                 Ok(())
             }
             Kind::Theirs => {
-                let admin = self.admin()?;
-                let gone = admin.delete_topics(&[&self.topic], &Self::patience());
+                let admin = admin(&brokers)?;
+                let gone = admin.delete_topics(&[&topic], &Self::patience());
                 match first_error(gone.await?) {
                     Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition)) => Ok(()),
                     dropped => dropped,
@@ -126,17 +152,17 @@ impl Kafka {
         }
     }
 
-    fn admin(&self) -> KafkaResult<AdminClient<DefaultClientContext>> {
-        ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
-            .create()
-    }
-
     fn patience() -> AdminOptions {
         AdminOptions::new()
             .request_timeout(Some(ADMIN_TIMEOUT))
             .operation_timeout(Some(ADMIN_TIMEOUT))
     }
+}
+
+fn admin(brokers: &str) -> KafkaResult<AdminClient<DefaultClientContext>> {
+    ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()
 }
 
 fn first_error(results: Vec<Result<String, (String, RDKafkaErrorCode)>>) -> KafkaResult<()> {

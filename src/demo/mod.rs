@@ -27,6 +27,7 @@ mod kafka;
 pub mod postgres;
 mod relays;
 mod screen;
+pub mod servers;
 mod service;
 mod verdict;
 
