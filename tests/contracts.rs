@@ -134,7 +134,8 @@ fn a_row_that_violates_its_contract_waits_unseen_until_the_contract_is_mended() 
         let listed = ends(&setup, &["parked", "list"], 0).await;
         assert!(listed.contains("contract_violated"), "{listed}");
         let reason = "the payload violates OrderPaid.v1.json: at /total, by _money.json#/type";
-        assert!(listed.contains(reason), "{listed}");
+        let shown = ends(&setup, &["parked", "show", "1"], 0).await;
+        assert!(shown.contains(reason), "{shown}");
         let (_, metrics) = seen.get("/metrics").await;
         let counted = "outbox_relay_contract_violations_total{outbox=\"public.outbox\",event_type=\"OrderPaid\",outcome=\"parked\"} 1";
         assert!(metrics.contains(counted), "{metrics}");

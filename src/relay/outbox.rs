@@ -285,6 +285,7 @@ impl Serving {
             cluster: cluster.clone(),
             controls: Arc::clone(&self.controls),
         };
+        let outbox = self.outbox.written_by(polling.encoding());
         let mut workers = JoinSet::new();
         for _ in 0..self.config.relay.workers {
             workers.spawn(Worker::new(self, polling, &lane, &cluster).run());
@@ -301,7 +302,7 @@ impl Serving {
         if let Some(topic) = &self.outbox.dead_letter_topic {
             letters.spawn(dead_letters::publish(
                 Arc::clone(&self.config),
-                self.outbox.written_by(polling.encoding()),
+                outbox.clone(),
                 target(topic),
                 beside.clone(),
             ));
@@ -358,12 +359,7 @@ impl Serving {
         if let (Worked::Ended(Ended::Empty), Some(topic)) =
             (&worked, &self.outbox.dead_letter_topic)
         {
-            dead_letters::flush(
-                &self.config,
-                &self.outbox.written_by(polling.encoding()),
-                target(topic),
-            )
-            .await;
+            dead_letters::flush(&self.config, &outbox, target(topic)).await;
         }
         worked
     }

@@ -128,6 +128,10 @@ pub fn hot_statements(
         ("sample_ends", sampling.ends),
         ("aggregates", waiting.aggregates),
         ("finish", all.finish),
+        (
+            "by_place",
+            sqlx::SqlSafeStr::into_sql_str(partitions::BY_PLACE),
+        ),
         ("parked_claim", all.parked_claim),
         ("parked_promote", all.parked_promote),
         ("parked_sweep", all.parked_sweep),

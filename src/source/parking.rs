@@ -216,6 +216,7 @@ impl PollingSource {
             .zip(judged.verdicts)
             .filter_map(behind)
             .collect();
+        self.plan_by_place(true).await?;
         for (table, (done, parking)) in tables {
             let settling = self.settling(table).await?;
             let table = sqlx::postgres::types::Oid(table);
@@ -237,6 +238,7 @@ impl PollingSource {
             }
         }
         if !behind.is_empty() {
+            self.plan_by_place(false).await?;
             // a row that was released before may now stand in front of the one it waits behind
             let behind: Vec<&str> = behind.iter().map(String::as_str).collect();
             self.promote(&behind).await?;

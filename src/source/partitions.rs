@@ -35,6 +35,14 @@ use super::upkeep::PURGE_PAUSE;
 use crate::config::{Layout, TableName};
 use crate::finding::Finding;
 
+/// What settles rows of a partition is planned by their places alone. Its bounds are there to leave the others
+/// out; where an index has them, the primary key for instance, the planner may go by that instead, through
+/// all of the partition, and keep such a plan for ever if it was made while there was little.
+pub(super) const BY_PLACE: &str =
+    "set local enable_indexscan = off; set local enable_indexonlyscan = off";
+/// And what comes after it by indexes again.
+const BY_INDEX: &str = "set local enable_indexscan = on; set local enable_indexonlyscan = on";
+
 /// Pages that one deletion looks through, all partitions together.
 const PURGE_PAGES: i64 = 128;
 /// Partitions whose statements a worker remembers: those that are gone are never asked for again.
@@ -91,6 +99,18 @@ pub(super) struct Settling {
 pub(super) type Leaves = HashMap<u32, Settling>;
 
 impl PollingSource {
+    /// Where the outbox is partitioned: the rest of the transaction is planned by places, or not any more. One
+    /// round trip more a batch.
+    pub(super) async fn plan_by_place(&mut self, by_place: bool) -> Result<(), Error> {
+        if self.polling.statements.leaf.is_none() {
+            return Ok(());
+        }
+        let limit = self.session.answer_timeout();
+        let set = sqlx::raw_sql(if by_place { BY_PLACE } else { BY_INDEX });
+        let set = set.execute(self.session.connection()?);
+        answer(limit, "set how rows are found", set).await.map(drop)
+    }
+
     /// The statements that settle rows of `table`, a partition or the outbox itself.
     pub(super) async fn settling(&mut self, table: u32) -> Result<Settling, Error> {
         let polling = Arc::clone(&self.polling);
