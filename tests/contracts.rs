@@ -384,7 +384,8 @@ fn contract_check_tells_what_breaks_and_ends_accordingly() {
         &[("a/OrderPaid.v1.json", ORDER), ("a/_money.json", MONEY)],
     );
     let lower = MONEY.replace('0', "-5");
-    let cases: [(&str, &[(&str, &str)], i32, &str); 4] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], i32, &'a str);
+    let cases: [Case<'_>; 4] = [
         (
             "same",
             &[("a/OrderPaid.v1.json", ORDER), ("a/_money.json", MONEY)],
@@ -529,7 +530,7 @@ fn a_contract_that_is_wrong_ends_the_start_by_file_and_place() {
         let (ended, _, said) = relay(&["config", "check", "--config", &file]);
         assert_eq!(ended, Some(78), "{said}");
         assert!(
-            said.contains(&format!("relay.toml:7: `outbox.contracts`: ")),
+            said.contains("relay.toml:7: `outbox.contracts`: "),
             "{said}"
         );
         assert!(said.contains(wanted), "{wanted} in {said}");

@@ -229,7 +229,6 @@ async fn instructions(drain: Drain<'_>) -> f64 {
             let (_, count) = line.split_once("Collected : ")?;
             count.trim().parse::<f64>().ok()
         });
-        println!("{rows} rows: {count:?}");
         counts.push(count.unwrap_or_else(|| panic!("no count in {lines:?}")));
     }
     assert_eq!(drain.published().await, FEW + MANY);
@@ -289,7 +288,7 @@ fn a_contract_costs_a_row_little() {
         within(
             "instructions for each row that is held against a contract, in a build without optimisation",
             instructions(drain).await,
-            500_000.0,
+            84_000.0,
             "src/contract, and the validator that it calls",
         );
     });
