@@ -17,6 +17,7 @@ use crate::connect::Column;
 use crate::event::Event;
 use crate::outcome::Reason;
 use crate::record::{Header, Record};
+use crate::route::Case;
 
 /// The class of [`Reason`] of a row that cannot be one.
 pub const NOT_A_CLOUDEVENT: &str = "not_a_cloudevent";
@@ -314,13 +315,6 @@ enum Field {
     EventType(Case),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Case {
-    Kept,
-    Lower,
-    Upper,
-}
-
 impl Words {
     /// Reads `text`.
     ///
@@ -329,17 +323,7 @@ impl Words {
     pub fn parse(text: &str) -> Result<Self, String> {
         let (mut parts, mut rest) = (Vec::new(), text);
         while let Some((before, after)) = rest.split_once("${") {
-            let (name, after) = after
-                .split_once('}')
-                .ok_or_else(|| "a `${` has no closing `}`".to_owned())?;
-            let (name, case) = match name.split_once(':') {
-                None => (name, Case::Kept),
-                Some((name, "lower")) => (name, Case::Lower),
-                Some((name, "upper")) => (name, Case::Upper),
-                Some((_, other)) => {
-                    return Err(format!("`:{other}` is neither `:lower` nor `:upper`"));
-                }
-            };
+            let (name, case, after) = Case::of_field(after)?;
             let field = match name {
                 "aggregate_type" => Field::AggregateType(case),
                 "event_type" => Field::EventType(case),
@@ -392,11 +376,7 @@ impl Words {
                 Field::AggregateType(case) => (&event.aggregate_type, case),
                 Field::EventType(case) => (&event.event_type, case),
             };
-            let text = match case {
-                Case::Kept => Cow::Borrowed(text.as_str()),
-                Case::Lower => text.to_lowercase().into(),
-                Case::Upper => text.to_uppercase().into(),
-            };
+            let text = case.write(text);
             match self.is_reference {
                 true => push_encoded(&mut filled, &text),
                 false => filled.push_str(&text),

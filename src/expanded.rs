@@ -8,12 +8,11 @@
 //! equal to: such a row is parked.
 
 use std::collections::HashMap;
-use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::connect::push_text;
+use crate::record::Members;
 
 /// Deepest nesting that is read.
 const DEPTH_MAX: usize = 100;
@@ -104,7 +103,7 @@ impl Node {
             Some(b'f') => Self::Bool(false),
             Some(b'"') => Self::Text(serde_json::from_str(text).map_err(broken)?),
             Some(b'[') => {
-                let List(elements) = serde_json::from_str(text).map_err(broken)?;
+                let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(broken)?;
                 let read = |raw: &RawValue| Self::read(raw, depth + 1);
                 Self::List(elements.into_iter().map(read).collect::<Result<_, _>>()?)
             }
@@ -113,6 +112,7 @@ impl Node {
                 let mut fields: Vec<(String, Self)> = Vec::with_capacity(members.len());
                 let mut places = HashMap::new();
                 for (name, raw) in members {
+                    let name = name.into_owned();
                     if name.len() > NAME_MAX {
                         return Err(format!("has a name of more than {NAME_MAX} bytes"));
                     }
@@ -345,56 +345,6 @@ fn java_double(number: f64) -> String {
         part.push('0');
     }
     format!("{sign}{whole}.{part}")
-}
-
-/// The elements of a JSON list, unread.
-struct List<'a>(Vec<&'a RawValue>);
-
-/// The members of a JSON object, unread, in their order.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Elements;
-        impl<'de> Visitor<'de> for Elements {
-            type Value = List<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON list")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List<'de>, A::Error> {
-                let mut elements = Vec::new();
-                while let Some(element) = seq.next_element()? {
-                    elements.push(element);
-                }
-                Ok(List(elements))
-            }
-        }
-        deserializer.deserialize_seq(Elements)
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Object)
-    }
 }
 
 #[cfg(test)]

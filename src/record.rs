@@ -388,7 +388,7 @@ fn not_an_object() -> Reason {
 }
 
 /// The members of a JSON object as they stand in the text: in order, values unread.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub(crate) struct Members<'a>(pub(crate) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 /// A JSON string, borrowed where it has no escapes.
 #[derive(Deserialize)]

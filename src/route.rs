@@ -330,11 +330,42 @@ enum Field {
     Column(usize),
 }
 
+/// How a field of a template is written: `${aggregate_type:lower}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Case {
+pub(crate) enum Case {
     Kept,
     Lower,
     Upper,
+}
+
+impl Case {
+    /// The field that `${…}` names in these words, and its case; and what follows it.
+    ///
+    /// # Errors
+    /// One sentence on what is wrong.
+    pub(crate) fn of_field(after: &str) -> Result<(&str, Self, &str), String> {
+        let (name, after) = after
+            .split_once('}')
+            .ok_or_else(|| "a `${` has no closing `}`".to_owned())?;
+        let (name, case) = match name.split_once(':') {
+            None => (name, Self::Kept),
+            Some((name, "lower")) => (name, Self::Lower),
+            Some((name, "upper")) => (name, Self::Upper),
+            Some((_, other)) => {
+                return Err(format!("`:{other}` is neither `:lower` nor `:upper`"));
+            }
+        };
+        Ok((name, case, after))
+    }
+
+    /// `text` in this case.
+    pub(crate) fn write(self, text: &str) -> Cow<'_, str> {
+        match self {
+            Self::Kept => text.into(),
+            Self::Lower => text.to_lowercase().into(),
+            Self::Upper => text.to_uppercase().into(),
+        }
+    }
 }
 
 impl Template {
@@ -349,20 +380,10 @@ impl Template {
         let (mut parts, mut columns) = (Vec::new(), Vec::<String>::new());
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("${") {
-            let (name, after) = after
-                .split_once('}')
-                .ok_or_else(|| "a `${` has no closing `}`".to_owned())?;
+            let (name, case, after) = Case::of_field(after)?;
             if !before.is_empty() {
                 parts.push(Part::Text(before.to_owned()));
             }
-            let (name, case) = match name.split_once(':') {
-                None => (name, Case::Kept),
-                Some((name, "lower")) => (name, Case::Lower),
-                Some((name, "upper")) => (name, Case::Upper),
-                Some((_, other)) => {
-                    return Err(format!("`:{other}` is neither `:lower` nor `:upper`"));
-                }
-            };
             let field = match name {
                 "aggregate_type" => Field::AggregateType,
                 "event_type" => Field::EventType,
@@ -519,11 +540,7 @@ impl Template {
                             }
                         },
                     };
-                    match case {
-                        Case::Kept => topic.push_str(value),
-                        Case::Lower => topic.push_str(&value.to_lowercase()),
-                        Case::Upper => topic.push_str(&value.to_uppercase()),
-                    }
+                    topic.push_str(&case.write(value));
                 }
             }
         }
