@@ -122,7 +122,7 @@ async fn comes_back(server: &Server, serves: impl AsyncFn() -> bool) {
     server.start().await;
     assert!(serves().await, "after a kill");
     assert!(
-        began.elapsed() < Duration::from_secs(40),
+        began.elapsed() < Duration::from_secs(120),
         "took {:?}",
         began.elapsed()
     );

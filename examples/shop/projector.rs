@@ -58,11 +58,11 @@ impl Service for Projector {
             "OrderPlaced" => placed(transaction, order, &event.read()?).await?,
             "OrderConfirmed" => confirmed(transaction, order, &event.read()?).await?,
             "OrderCancelled" => cancelled(transaction, order, &event.read()?).await?,
-            "StockReserved" => stock(transaction, order, "reserved").await?,
-            "StockRefused" => stock(transaction, order, "refused").await?,
-            "StockReleased" => stock(transaction, order, "released").await?,
-            "PaymentTaken" => payment(transaction, order, "taken").await?,
-            "PaymentRefused" => payment(transaction, order, "refused").await?,
+            "StockReserved" => elsewhere(transaction, order, Some("reserved"), None).await?,
+            "StockRefused" => elsewhere(transaction, order, Some("refused"), None).await?,
+            "StockReleased" => elsewhere(transaction, order, Some("released"), None).await?,
+            "PaymentTaken" => elsewhere(transaction, order, None, Some("taken")).await?,
+            "PaymentRefused" => elsewhere(transaction, order, None, Some("refused")).await?,
             unknown => return Err(format!("nobody told this projector of {unknown}").into()),
         }
         sqlx::query(
@@ -221,25 +221,23 @@ async fn ends(
     Ok(())
 }
 
-async fn stock(transaction: &mut PgConnection, order: Uuid, state: &str) -> Result<(), Failure> {
+/// What became of an order elsewhere: the other column is left as it is.
+async fn elsewhere(
+    transaction: &mut PgConnection,
+    order: Uuid,
+    stock: Option<&str>,
+    payment: Option<&str>,
+) -> Result<(), Failure> {
     sqlx::query(
-        "insert into order_summary as s (order_id, stock, events) values ($1, $2, 1)
-         on conflict (order_id) do update set stock = excluded.stock, events = s.events + 1",
+        "insert into order_summary as s (order_id, stock, payment, events) values ($1, $2, $3, 1)
+         on conflict (order_id) do update
+         set stock = coalesce(excluded.stock, s.stock),
+             payment = coalesce(excluded.payment, s.payment),
+             events = s.events + 1",
     )
     .bind(order)
-    .bind(state)
-    .execute(transaction)
-    .await?;
-    Ok(())
-}
-
-async fn payment(transaction: &mut PgConnection, order: Uuid, state: &str) -> Result<(), Failure> {
-    sqlx::query(
-        "insert into order_summary as s (order_id, payment, events) values ($1, $2, 1)
-         on conflict (order_id) do update set payment = excluded.payment, events = s.events + 1",
-    )
-    .bind(order)
-    .bind(state)
+    .bind(stock)
+    .bind(payment)
     .execute(transaction)
     .await?;
     Ok(())

@@ -20,6 +20,9 @@ const AHEAD_MAX: usize = 64;
 /// How long one look for a record or for a topic takes.
 const POLL: Duration = Duration::from_millis(200);
 
+/// How long one look for the group's offsets takes.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long topics may take to be there.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -153,13 +156,16 @@ fn read(
     topics: &[String],
     sender: &mpsc::Sender<Result<Event, Failure>>,
 ) -> Result<(), Failure> {
-    let mut assignment = TopicPartitionList::new();
+    let mut all = TopicPartitionList::new();
     for topic in topics {
         for partition in 0..partitions(consumer, topic)? {
-            assignment.add_partition_offset(topic, partition, Offset::Stored)?;
+            all.add_partition(topic, partition);
         }
     }
-    consumer.assign(&assignment)?;
+    let Some(begins) = committed(consumer, &all, sender)? else {
+        return Ok(());
+    };
+    consumer.assign(&begins)?;
     while !sender.is_closed() {
         match consumer.poll(POLL) {
             None => {}
@@ -171,6 +177,43 @@ fn read(
         }
     }
     Ok(())
+}
+
+/// Where the group has got to in each of these partitions; `None` if nobody wants to know any more.
+///
+/// Not left to librdkafka (`Offset::Stored`): a partition whose offset it could not ask for, as on a broker that has
+/// just started and is no group's coordinator yet, it does not read until it is assigned anew
+/// (`rd_kafka_assignment_apply_offsets`).
+fn committed(
+    consumer: &BaseConsumer,
+    partitions: &TopicPartitionList,
+    sender: &mpsc::Sender<Result<Event, Failure>>,
+) -> Result<Option<TopicPartitionList>, Failure> {
+    let mut said = false;
+    while !sender.is_closed() {
+        let asked = consumer.committed_offsets(partitions.clone(), COMMITTED_TIMEOUT);
+        let told = asked.and_then(|told| {
+            let mut begins = TopicPartitionList::new();
+            for it in told.elements() {
+                it.error()?;
+                let offset = match it.offset() {
+                    Offset::Invalid => Offset::Beginning,
+                    known => known,
+                };
+                begins.add_partition_offset(it.topic(), it.partition(), offset)?;
+            }
+            Ok(begins)
+        });
+        match told {
+            Ok(begins) => return Ok(Some(begins)),
+            Err(error) if !std::mem::replace(&mut said, true) => {
+                tracing::warn!("asking until it is told where to go on: {error}");
+            }
+            Err(_) => {}
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(None)
 }
 
 /// How many partitions a topic has; whoever makes it may be a little later.

@@ -22,15 +22,12 @@ use tokio::time::Instant;
 use super::Error;
 use super::lanes::Offer;
 use super::polling::PollingSource;
-use super::session::answer;
+use super::session::{Last, answer};
 
 /// How long no row must have come: while rows trickle, the question would only stand before the claim.
 const REST: Duration = Duration::from_millis(250);
 /// How long it counts what a look at all lanes found.
 const SURE: Duration = Duration::from_millis(500);
-
-/// A sequence's last number, and its file: one that is restarted has another.
-pub(super) type Last = (i64, i64);
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -98,16 +95,9 @@ impl PollingSource {
             return Ok(None);
         }
         let polling = Arc::clone(&self.polling);
-        let limit = self.session.answer_timeout();
-        let last =
-            sqlx::query_as::<_, (Option<i64>, Option<i64>)>(polling.statements.drawn.clone())
-                .fetch_one(self.session.connection()?);
-        let (Some(seq), Some(file)) = answer(limit, "read the last number", last).await? else {
-            return Ok(None);
-        };
-        // not before the number: a writer that came between them would be missed
-        let writers = self.session.writers(&polling.statements.lockers).await?;
-        Ok(writers.is_empty().then_some((seq, file)))
+        let (drawn, lockers) = (&polling.statements.drawn, &polling.statements.lockers);
+        let told = self.session.last_and_writers(drawn, lockers).await?;
+        Ok(told.and_then(|(last, writers)| writers.is_empty().then_some(last)))
     }
 }
 

@@ -20,6 +20,9 @@ use crate::config::{Database, Secret};
 /// A transaction that writes to the table, by its virtual id, and whether it is a prepared one.
 pub(super) type Writer = (String, bool);
 
+/// A sequence's last number, and its file: one that is restarted has another.
+pub(super) type Last = (i64, i64);
+
 /// Where names without a schema are looked for, whatever the role's or the database's own setting: nothing
 /// that somebody else can make is called by mistake. For one transaction: behind a pooler the session is
 /// everybody's.
@@ -113,6 +116,24 @@ impl Session {
         let limit = self.answer_timeout();
         let writers = sqlx::query_as(lockers.clone()).fetch_all(self.connection()?);
         answer(limit, "ask who writes to the table", writers).await
+    }
+
+    /// What `drawn` says is the last number of the outbox's sequence, and then who writes to its table: an
+    /// insert takes its lock on the table before it draws its number, so every number up to that one is
+    /// one of those, or is committed or gone. `None` where the role may not read the sequence.
+    pub(super) async fn last_and_writers(
+        &mut self,
+        drawn: &SqlStr,
+        lockers: &SqlStr,
+    ) -> Result<Option<(Last, Vec<Writer>)>, Error> {
+        let limit = self.answer_timeout();
+        let last = sqlx::query_as::<_, (Option<i64>, Option<i64>)>(drawn.clone())
+            .fetch_one(self.connection()?);
+        let (Some(seq), Some(file)) = answer(limit, "read the last number", last).await? else {
+            return Ok(None);
+        };
+        // not before the number: a writer that came between them would be missed
+        Ok(Some(((seq, file), self.writers(lockers).await?)))
     }
 
     /// Ends the transaction.

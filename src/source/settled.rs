@@ -219,16 +219,11 @@ impl PollingSource {
         ) else {
             return Ok(());
         };
-        let limit = self.session.answer_timeout();
-        let doing = "read the last number";
-        let drawn =
-            sqlx::query_as::<_, (Option<i64>, Option<i64>)>(polling.statements.drawn.clone())
-                .fetch_one(self.session.connection()?);
-        let (Some(seq), Some(file)) = answer(limit, doing, drawn).await? else {
+        let (drawn, lockers) = (&polling.statements.drawn, &polling.statements.lockers);
+        let told = self.session.last_and_writers(drawn, lockers).await?;
+        let Some(((seq, file), writers)) = told else {
             return Ok(());
         };
-        // not before the number: a writer that came between them would be missed
-        let writers = self.session.writers(&polling.statements.lockers).await?;
         let drawn = Drawn { seq, file, at };
         polling.memory(|memory| memory.closing.looked(drawn, writers, since));
         Ok(())

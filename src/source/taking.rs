@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::Error;
 use super::lanes::Offer;
 use super::polling::PollingSource;
-use super::quiet::Last;
+use super::session::Last;
 use super::session::answer;
 use crate::ops::controls::Paused;
 

@@ -2,6 +2,7 @@
 //! machine's Java. What is fetched stays under `target/`; what runs lives in the run's directory.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
 use super::janitor::{directory, parent, processes, runs, signal};
-use super::servers::{Kind, given};
+use super::servers::{Kind, free_port, given};
 
 /// Of every test server: the tests outnumber the default connections, and nothing here need
 /// survive a power cut.
@@ -28,11 +29,14 @@ pub(crate) const POSTGRES_SETTINGS: &[&str] = &[
 ];
 /// Enough for a broker with a few hundred small topics.
 pub(crate) const KAFKA_HEAP: &str = "-Xms256m -Xmx512m";
-/// A test's broker does not live long enough for the better compiler to pay.
-const ONE_COMPILER: &str = "-XX:TieredStopAtLevel=1";
+/// A test's broker does not live long enough for the better compiler to pay, nor for a collector with threads of
+/// its own.
+const SHORT_LIVED: [&str; 2] = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
 pub(crate) const KAFKA_VERSION: &str = "4.1.1";
 /// Of every node; any other string would do.
 const CLUSTER_ID: &str = "outbox-relay-test-kafkaA";
+/// What makes a node's directory; the settings come next.
+const FORMAT: [&str; 5] = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"];
 /// Of one node of several, which have a few topics between them.
 const NODE_HEAP: &str = "-Xms64m -Xmx256m";
 /// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
@@ -128,7 +132,7 @@ pub(crate) async fn kafka_with(
     let file = write_kafka_settings(&home, settings)?;
     format_kafka(&file, &[]).await?;
     let mut command = java("-Xms1g -Xmx1g").await?;
-    command.arg("kafka.Kafka").arg(&file);
+    command.args(["-XX:+UseG1GC", "kafka.Kafka"]).arg(&file);
     Ok(Process::new(Kind::Kafka, port, home, command))
 }
 
@@ -273,8 +277,8 @@ fn write_kafka_settings(home: &Path, settings: &[(&str, String)]) -> Result<Path
 async fn format_kafka(settings: &Path, more: &[&str]) -> Result<(), String> {
     run(java(KAFKA_HEAP)
         .await?
-        .arg(ONE_COMPILER)
-        .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+        .args(SHORT_LIVED)
+        .args(FORMAT)
         .arg(settings)
         .args(more))
     .await
@@ -282,25 +286,78 @@ async fn format_kafka(settings: &Path, more: &[&str]) -> Result<(), String> {
 
 async fn serve_kafka(heap: &str, settings: &Path) -> Result<Command, String> {
     let mut serve = java(heap).await?;
-    serve.args([ONE_COMPILER, "kafka.Kafka"]).arg(settings);
+    serve.args(SHORT_LIVED).arg("kafka.Kafka").arg(settings);
     Ok(serve)
 }
 
 /// This machine's Java with Kafka's classes.
 pub(crate) async fn java(heap: &str) -> Result<Command, String> {
-    static JARS: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
-    let jars = JARS.get_or_init(fetch_kafka).await.clone()?;
+    static CLASSES: OnceCell<Result<(PathBuf, Option<PathBuf>), String>> = OnceCell::const_new();
+    let classes = CLASSES.get_or_init(async || {
+        let jars = fetch_kafka().await?;
+        let archive = archive(&jars).await;
+        Ok((jars, archive))
+    });
+    let (jars, archive) = classes.await.clone()?;
+    let mut java = plain_java(&jars, heap);
+    if let Some(archive) = archive {
+        java.arg(format!("-XX:SharedArchiveFile={}", archive.display()))
+            // one of another Java is left alone, and need not be told of
+            .args(["-Xlog:cds=off", "-Xlog:cds+dynamic=off"]);
+    }
+    Ok(java)
+}
+
+fn plain_java(jars: &Path, heap: &str) -> Command {
     let mut java = Command::new(match given("JAVA_HOME") {
         Some(home) => PathBuf::from(home).join("bin/java"),
         None => PathBuf::from("java"),
     });
     java.args(heap.split(' '))
-        .arg("-XX:+UseG1GC")
         .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
         .arg("-cp")
         .arg(jars.join("*"))
         .env_remove("JAVA_TOOL_OPTIONS");
-    Ok(java)
+    java
+}
+
+/// Kafka's classes as Java holds them in memory, which a first broker leaves behind: a start takes half as
+/// much of the processor with them. Without, it goes as well.
+async fn archive(jars: &Path) -> Option<PathBuf> {
+    let target = cache().join(format!("kafka-{KAFKA_VERSION}.jsa"));
+    if target.is_file() {
+        return Some(target);
+    }
+    let home = directory().join("kafka-classes");
+    fs::create_dir_all(&home).ok()?;
+    let fresh = target.with_extension(std::process::id().to_string());
+    let port = free_port();
+    let file = write_kafka_settings(&home, &kafka_settings(port, port, free_port())).ok()?;
+    let mut format = plain_java(jars, KAFKA_HEAP);
+    let format = format.args(SHORT_LIVED).args(FORMAT).arg(&file);
+    run(format).await.ok()?;
+    let mut serve = plain_java(jars, KAFKA_HEAP);
+    serve
+        .args(SHORT_LIVED)
+        .arg(format!("-XX:ArchiveClassesAtExit={}", fresh.display()))
+        .arg("kafka.Kafka")
+        .arg(&file);
+    let broker = Process::new(Kind::Kafka, port, home, serve);
+    broker.start();
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        if !broker.is_running() || began.elapsed() > END_WITHIN {
+            broker.remove().await;
+            return None;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    // what it does once it listens
+    sleep(Duration::from_secs(1)).await;
+    broker.stop().await;
+    let made = fs::rename(&fresh, &target).is_ok();
+    broker.remove().await;
+    made.then_some(target)
 }
 
 /// The directory with Kafka's jars and all that they need.
