@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::support::servers::{self, say};
-use crate::support::{self, World, janitor};
+use crate::support::{self, Rng, World, janitor};
 
 /// How long a shop may take, its start and its end included, beyond the time that customers order.
 const AROUND: Duration = Duration::from_secs(120);
@@ -190,21 +190,30 @@ fn money_stock_and_read_model_agree_whatever_is_killed() {
     });
 }
 
+/// What can be done wrong, and how the checker tells it.
+const MISTAKES: [(&str, &str); 6] = [
+    ("mark-after-commit", "the read model took "),
+    ("ignore-marks", "the read model took "),
+    ("offset-first", "has come to no end: placed"),
+    ("tell-after-commit", "has come to no end: placed"),
+    ("no-release", "has come to no end: placed"),
+    ("do-not-wait", "did not see it: 404"),
+];
+
 #[test]
 fn the_checker_notices_each_way_to_do_it_wrong() {
     support::run(async |world| {
-        for (mistake, noticed) in [
-            ("mark-after-commit", "the read model took "),
-            ("ignore-marks", "the read model took "),
-            ("offset-first", "has come to no end: placed"),
-            ("tell-after-commit", "has come to no end: placed"),
-            ("no-release", "has come to no end: placed"),
-            ("do-not-wait", "did not see it: 404"),
-        ] {
+        // two of them each time, by the run's seed, for each takes half a minute of everything
+        let first = Rng::of_run("mistakes").below(6);
+        let mistakes = MISTAKES
+            .iter()
+            .cycle()
+            .skip(usize::try_from(first).unwrap());
+        for (mistake, noticed) in mistakes.take(support::short_or_long(2, MISTAKES.len())) {
             let mut seen = Vec::new();
             // some show only when somebody is killed at the right moment
             for attempt in 0..3 {
-                let arguments = ["--rate", "15", "--budget", "5s", "--mistake", mistake];
+                let arguments = ["--rate", "15", "--budget", "5s", "--mistake", *mistake];
                 let wrong = wild_shop(world, 10, &arguments).await;
                 let faults = wrong.faults();
                 let notices = faults.iter().any(|fault| fault.contains(noticed));

@@ -40,7 +40,7 @@ pub(crate) async fn postgres(
     let backlog = Backlog::usual(size.rows);
     place.seed(&backlog).await?;
     let before = Meter::start(stand, &mut place).await?;
-    let began = Instant::now();
+    let (used, began) = (used_us(std::process::id()), Instant::now());
     let mut tasks = JoinSet::new();
     for first in 0..postgres.connections {
         let connection = place.connect().await?;
@@ -54,11 +54,13 @@ pub(crate) async fn postgres(
     if deleted != size.rows {
         return Err(format!("{deleted} of {} rows", size.rows));
     }
+    let used = used_us(std::process::id()) - used;
     before.stop(stand, &mut place, &[], deleted, row).await?;
+    row.relay_us = Some(used / deleted.max(1) as f64);
     (row.events, row.seconds) = (deleted, seconds);
     row.rate = Some(deleted as f64 / seconds);
     row.kafka_us = None;
-    row.note("no relay, nothing published".to_owned());
+    row.note("no relay, nothing published; relay µs are what reading the rows takes".to_owned());
     stand.leave(place).await
 }
 

@@ -5,13 +5,16 @@ use sqlx::PgConnection;
 use crate::relays::Relay;
 use crate::report::Row;
 use crate::stand::{Place, Stand};
-use crate::support::janitor::{field_of_stat, parent, processes};
+use crate::support::janitor::{field_in, field_of_stat, parent, processes};
 
 /// Of the values in `/proc/<pid>/stat`.
 const TICK_US: f64 = 10_000.0;
 /// The fields of `/proc/<pid>/stat` with what a process used, and with what its ended children did.
 const OWN: [usize; 2] = [14, 15];
 const CHILDREN: [usize; 2] = [16, 17];
+
+/// Fewer say little of what one costs librdkafka: its threads wake for other reasons as well.
+const LIBRDKAFKA_EVENTS_MIN: u64 = 50_000;
 
 /// Microseconds of processor time that a process has used, user and system.
 pub(crate) fn used_us(pid: u32) -> f64 {
@@ -30,6 +33,22 @@ fn ticks(pid: u32, fields: &[usize]) -> f64 {
     fields.iter().map(of).sum()
 }
 
+/// The same of those threads of a process that are librdkafka's own: it names them `rdk:…`.
+fn librdkafka_us(pid: u32) -> f64 {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return 0.0;
+    };
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| -> Option<f64> {
+        let task = task.ok()?.path();
+        let name = std::fs::read_to_string(task.join("comm")).ok()?;
+        let stat = std::fs::read_to_string(task.join("stat")).ok()?;
+        name.starts_with("rdk:")
+            .then(|| OWN.iter().filter_map(|field| field_in(&stat, *field)))
+            .map(|ticks| ticks.sum::<u64>() as f64 * TICK_US)
+    };
+    tasks.filter_map(of_task).sum()
+}
+
 /// The most memory that a process has held, in MiB.
 pub(crate) fn peak_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -45,6 +64,7 @@ pub(crate) struct Meter {
     wal_bytes: f64,
     statements: Statements,
     relays_us: f64,
+    librdkafka_us: f64,
 }
 
 /// What the relays' role has executed.
@@ -72,6 +92,7 @@ impl Meter {
             postgres_us: stand.postgres.pid().map_or(0.0, family_us),
             kafka_us: stand.kafka.pid().map_or(0.0, used_us),
             relays_us: relays.iter().map(|relay| used_us(relay.pid())).sum(),
+            librdkafka_us: (relays.iter().map(|relay| librdkafka_us(relay.pid()))).sum(),
         })
     }
 
@@ -93,6 +114,12 @@ impl Meter {
             row.relay_us = each(now.relays_us - self.relays_us);
             let peaks = relays.iter().map(|relay| peak_mib(relay.pid()));
             row.peak_mib = peaks.reduce(f64::max);
+            if events >= LIBRDKAFKA_EVENTS_MIN {
+                let own = (now.librdkafka_us - self.librdkafka_us) / events as f64;
+                row.note(format!(
+                    "{own:.2} of the relay's µs are librdkafka's threads"
+                ));
+            }
         }
         let transactions = now.statements.transactions - self.statements.transactions;
         if stand.counts_statements && transactions > 0.0 {

@@ -527,8 +527,8 @@ keys! {
 
     /// The shortest pause after an empty poll. Pauses grow from here while the table is empty.
     POLL_INTERVAL_MIN: Duration = |w| w.duration(TO_AN_HOUR), Spec {
-        default: Some("2ms"),
-        ..Spec::of("relay", "poll_interval_min", "a duration from 1ms to 1h, such as \"2ms\"")
+        default: Some("1ms"),
+        ..Spec::of("relay", "poll_interval_min", "a duration from 1ms to 1h, such as \"1ms\"")
     };
 
     /// The longest pause after an empty poll: what an event may wait for after a quiet time.

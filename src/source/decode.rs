@@ -1,14 +1,19 @@
 //! Row → event. The bytes of a payload are taken as they came, never parsed.
 
-use std::fmt::Write as _;
-
-use sqlx::postgres::{PgRow, PgValueRef};
-use sqlx::{Row, ValueRef};
+use sqlx::encode::{Encode, IsNull};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo, PgValueRef};
+use sqlx::{Postgres, Row, Type, ValueRef};
 use uuid::Uuid;
 
 use super::error::{Cause, Error};
 use crate::event::Event;
 use crate::record::{Header, Record};
+
+/// The types `tid` and `tid[]`, which are the same in every database (`src/include/catalog/pg_type.dat`).
+const TID: u32 = 27;
+const TIDS: Oid = Oid(1010);
 
 /// Where a row stands in its table. It holds while the row is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,28 +32,42 @@ impl Place {
     }
 }
 
-/// Places of one table.
+/// Places of one table: an argument of the type `tid[]`. In the binary format, since thousands of them are sent
+/// with each batch.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    text: String,
-    count: usize,
+    count: u32,
+    elements: Vec<u8>,
 }
 
 impl Places {
     pub(super) fn push(&mut self, place: Place) {
-        self.text.push(if self.count == 0 { '{' } else { ',' });
-        write!(self.text, "\"({},{})\"", place.page, place.line).expect("a string takes all");
         self.count += 1;
+        self.elements.extend_from_slice(&6_u32.to_be_bytes());
+        self.elements.extend_from_slice(&place.page.to_be_bytes());
+        self.elements.extend_from_slice(&place.line.to_be_bytes());
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn count(&self) -> u32 {
         self.count
     }
+}
 
-    /// As Postgres writes an array of `tid`; one text, since thousands of them are asked for at once. Not for
-    /// none at all.
-    pub(super) fn to_sql(&self) -> String {
-        format!("{}}}", self.text)
+impl Type<Postgres> for Places {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(TIDS)
+    }
+}
+
+/// An array of one dimension as `array_recv` reads it (`src/backend/utils/adt/arrayfuncs.c`): the number of
+/// dimensions, no nulls, the type of the elements, how many, the first index, and each with its length.
+impl Encode<'_, Postgres> for Places {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        for head in [1, 0, TID, self.count, 1] {
+            buffer.extend_from_slice(&head.to_be_bytes());
+        }
+        buffer.extend_from_slice(&self.elements);
+        Ok(IsNull::No)
     }
 }
 
@@ -86,7 +105,7 @@ fn read_claimed(row: &PgRow) -> Result<ClaimedRow, sqlx::Error> {
         created_at_us: time(row.try_get_raw(11)?)?,
         parked: None,
     };
-    let table = row.try_get_unchecked::<sqlx::postgres::types::Oid, _>(2)?.0;
+    let table = row.try_get_unchecked::<Oid, _>(2)?.0;
     let place = place(table, row.try_get_raw(3)?)?;
     let holding = row.try_get_unchecked(12)?;
     Ok(ClaimedRow {

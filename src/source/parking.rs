@@ -220,13 +220,14 @@ impl PollingSource {
         for (table, (done, parking)) in tables {
             let settling = self.settling(table).await?;
             let table = sqlx::postgres::types::Oid(table);
-            if done.count() > 0 {
+            let expected = usize::try_from(done.count()).unwrap_or(usize::MAX);
+            if expected > 0 {
                 let finish = sqlx::query(settling.finish)
                     .bind(table)
-                    .bind(done.to_sql())
+                    .bind(done)
                     .execute(self.session.connection()?);
                 let finished = answer(limit, "mark, delete or move published rows", finish).await?;
-                self.all_changed(done.count(), finished.rows_affected())?;
+                self.all_changed(expected, finished.rows_affected())?;
             }
             if !parking.places.is_empty() {
                 let expected = parking.places.len();

@@ -151,10 +151,10 @@ impl Statements {
             if makes(Mistake::SettleByRange) {
                 format!(
                     "{pending} and t.seq <= (select max(s.seq) from {rows} s
-                                              where s.tableoid = $1 and s.ctid = any ($2::text::tid[]))"
+                                              where s.tableoid = $1 and s.ctid = any ($2::tid[]))"
                 )
             } else {
-                "t.tableoid = $1 and t.ctid = any ($2::text::tid[])".to_owned()
+                "t.tableoid = $1 and t.ctid = any ($2::tid[])".to_owned()
             },
         );
         let filtered = |render: &dyn Fn(&str) -> String| Filtered {

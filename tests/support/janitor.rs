@@ -221,7 +221,14 @@ pub(crate) fn runs(pid: u32) -> bool {
 
 /// A field of `/proc/<pid>/stat`, counted from 1 as its manual does.
 pub(crate) fn field_of_stat(pid: u32, number: usize) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    field_in(
+        &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?,
+        number,
+    )
+}
+
+/// The same in the text of such a file.
+pub(crate) fn field_in(stat: &str, number: usize) -> Option<u64> {
     // The second field is the command in parentheses, which may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(number - 3)?.parse().ok()
