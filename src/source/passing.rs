@@ -25,8 +25,10 @@ use super::polling::PollingSource;
 use super::session::{Writer, answer, may_write_still};
 use crate::route::{Kind, Waiting};
 
-/// How often the places are moved on.
+/// How often it is seen whether the places can be moved on.
 const STEP_PAUSE: Duration = Duration::from_millis(500);
+/// And while they can: what was published since lies between, dead, and every claim reads over it.
+const STEP_SOON: Duration = Duration::from_millis(100);
 /// Rows of a lane that one step looks at.
 const STEP_ROWS: i64 = 20_000;
 /// How long a kind may flow again, to try its topic, before the places found without it are dropped.
@@ -131,6 +133,9 @@ impl PollingSource {
                     {
                         *at = place;
                     }
+                }
+                if passing.places != places {
+                    passing.step_at = Instant::now() + STEP_SOON;
                 }
                 passing.kinds.clone_from(&waiting.kinds);
                 passing.bounds = None;

@@ -322,18 +322,22 @@ impl Statements {
 
             // How far the rows of each lane $1 behind $2 and up to $3 are all of the kinds $4 to $6, as
             // far as the first $7 rows tell. No locks: a locked row of another kind counts as well.
-            // Plan: one index scan a lane, its rows grouped as they come.
+            // Plan: one index scan a lane as far as the first row of another kind; where there is none,
+            // a second one for the last row.
             passed: sql(format!(
-                "select l.lane, x.place
-                   from unnest($1::int4[], $2::int8[], $3::int8[]) as l (lane, place, bound)
-                  cross join lateral
-                        (select coalesce(min(y.seq) filter (where not y.waits) - 1, max(y.seq), l.place) as place
-                           from (select t.seq, ({aggregate_type}, {event_type}, coalesce({own_topic}, '')) in
-                                               (select * from unnest($4::text[], $5::text[], $6::text[])) as waits
-                                   from {rows} t
-                                  where {pending} and {lane} = l.lane and t.seq > l.place and t.seq <= l.bound
-                                  order by t.seq
-                                  limit $7) y) x"
+                "select l.lane,
+                        coalesce((select y.seq - 1 from ({first}) y where not y.waits limit 1),
+                                 (select max(y.seq) from ({first}) y),
+                                 l.place) as place
+                   from unnest($1::int4[], $2::int8[], $3::int8[]) as l (lane, place, bound)",
+                first = format_args!(
+                    "select t.seq, ({aggregate_type}, {event_type}, coalesce({own_topic}, '')) in
+                                   (select * from unnest($4::text[], $5::text[], $6::text[])) as waits
+                       from {rows} t
+                      where {pending} and {lane} = l.lane and t.seq > l.place and t.seq <= l.bound
+                      order by t.seq
+                      limit $7"
+                ),
             )),
 
             // Which of the aggregates $1 wait behind a parked row.
