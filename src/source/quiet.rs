@@ -76,7 +76,7 @@ impl PollingSource {
         let last = answer(limit, "read the last number", last).await?;
         let read = || -> Result<_, sqlx::Error> { Ok((last.try_get(0)?, last.try_get(1)?)) };
         let last = read().map_err(|error| Error::statement("read the last number", error))?;
-        Ok(last == (Some(known.0), Some(known.1)))
+        Ok(last == (known.0, Some(known.1)))
     }
 
     /// Whether `offer` is all lanes of an outbox that nobody has written to for a while.
@@ -111,8 +111,8 @@ mod tests {
         let mut quiet = Quiet::default();
         assert!(quiet.looks(now));
         assert_eq!(quiet.known(now), None, "not yet");
-        quiet.found(Some((7, 1)));
-        assert_eq!(quiet.known(now + SURE / 2), Some((7, 1)));
+        quiet.found(Some((Some(7), 1)));
+        assert_eq!(quiet.known(now + SURE / 2), Some((Some(7), 1)));
         assert!(!quiet.looks(now + SURE / 2));
         assert_eq!(quiet.known(now + SURE), None);
         assert!(quiet.looks(now + SURE));
@@ -127,7 +127,7 @@ mod tests {
         let now = Instant::now();
         let mut quiet = Quiet::default();
         quiet.looks(now);
-        quiet.found(Some((7, 1)));
+        quiet.found(Some((Some(7), 1)));
         quiet.found(None);
         assert_eq!(quiet.known(now), None);
     }

@@ -20,8 +20,8 @@ use crate::config::{Database, Secret};
 /// A transaction that writes to the table, by its virtual id, and whether it is a prepared one.
 pub(super) type Writer = (String, bool);
 
-/// A sequence's last number, and its file: one that is restarted has another.
-pub(super) type Last = (i64, i64);
+/// A sequence's last number, `None` before its first, and its file: one that is restarted has another.
+pub(super) type Last = (Option<i64>, i64);
 
 /// Where names without a schema are looked for, whatever the role's or the database's own setting: nothing
 /// that somebody else can make is called by mistake. For one transaction: behind a pooler the session is
@@ -129,7 +129,7 @@ impl Session {
         let limit = self.answer_timeout();
         let last = sqlx::query_as::<_, (Option<i64>, Option<i64>)>(drawn.clone())
             .fetch_one(self.connection()?);
-        let (Some(seq), Some(file)) = answer(limit, "read the last number", last).await? else {
+        let (seq, Some(file)) = answer(limit, "read the last number", last).await? else {
             return Ok(None);
         };
         // not before the number: a writer that came between them would be missed

@@ -221,7 +221,7 @@ impl PollingSource {
         };
         let (drawn, lockers) = (&polling.statements.drawn, &polling.statements.lockers);
         let told = self.session.last_and_writers(drawn, lockers).await?;
-        let Some(((seq, file), writers)) = told else {
+        let Some(((Some(seq), file), writers)) = told else {
             return Ok(());
         };
         let drawn = Drawn { seq, file, at };
