@@ -204,7 +204,7 @@ const MISTAKES: [(&str, &str); 6] = [
 fn the_checker_notices_each_way_to_do_it_wrong() {
     support::run(async |world| {
         // two of them each time, by the run's seed, for each takes half a minute of everything
-        let first = Rng::of_run("mistakes").below(6);
+        let first = Rng::of_run("mistakes").below(MISTAKES.len() as u64);
         let mistakes = MISTAKES
             .iter()
             .cycle()

@@ -66,7 +66,7 @@ fn what_nobody_wrote_has_its_default() {
     assert_eq!(config.relay.workers, 4);
     assert_eq!(config.relay.claim_rows_max, 2000);
     assert_eq!(config.relay.claim_bytes_max, 4 << 20);
-    assert_eq!(config.relay.poll_interval_min, Duration::from_millis(2));
+    assert_eq!(config.relay.poll_interval_min, Duration::from_millis(1));
     assert_eq!(config.relay.poll_interval_max, Duration::from_millis(100));
     assert_eq!(config.relay.publish_timeout, Duration::from_secs(10));
     assert_eq!(config.relay.retry_backoff_max, Duration::from_secs(2));
@@ -107,7 +107,7 @@ fn every_key_is_read_from_the_file() {
         workers = 0x10
         claim_rows_max = 1_000
         claim_bytes_max = 65536
-        poll_interval_min = "1ms"
+        poll_interval_min = "3ms"
         poll_interval_max = "1h"
         publish_timeout = "3s"
         retry_backoff_max = "4s"
@@ -149,7 +149,7 @@ fn every_key_is_read_from_the_file() {
     assert_eq!(config.relay.workers, 16);
     assert_eq!(config.relay.claim_rows_max, 1000);
     assert_eq!(config.relay.claim_bytes_max, 65536);
-    assert_eq!(config.relay.poll_interval_min, Duration::from_millis(1));
+    assert_eq!(config.relay.poll_interval_min, Duration::from_millis(3));
     assert_eq!(config.relay.poll_interval_max, Duration::from_secs(3600));
     assert_eq!(config.relay.publish_timeout, Duration::from_secs(3));
     assert_eq!(config.relay.retry_backoff_max, Duration::from_secs(4));

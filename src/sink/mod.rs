@@ -117,7 +117,7 @@ mod testing {
             workers: 1,
             claim_rows_max: 2000,
             claim_bytes_max: 8 << 20,
-            poll_interval_min: Duration::from_millis(2),
+            poll_interval_min: Duration::from_millis(1),
             poll_interval_max: Duration::from_millis(100),
             publish_timeout: Duration::from_secs(10),
             retry_backoff_max: Duration::from_secs(10),

@@ -326,7 +326,7 @@ impl Statements {
             // a second one for the last row.
             passed: sql(format!(
                 "select l.lane,
-                        coalesce((select y.seq - 1 from ({first}) y where not y.waits limit 1),
+                        coalesce((select y.seq - 1 from ({first}) y where not y.waits order by y.seq limit 1),
                                  (select max(y.seq) from ({first}) y),
                                  l.place) as place
                    from unnest($1::int4[], $2::int8[], $3::int8[]) as l (lane, place, bound)",

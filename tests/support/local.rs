@@ -2,6 +2,7 @@
 //! machine's Java. What is fetched stays under `target/`; what runs lives in the run's directory.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -324,13 +325,19 @@ fn plain_java(jars: &Path, heap: &str) -> Command {
 /// Kafka's classes as Java holds them in memory, which a first broker leaves behind: a start takes half as
 /// much of the processor with them. Without, it goes as well.
 async fn archive(jars: &Path) -> Option<PathBuf> {
-    let target = cache().join(format!("kafka-{KAFKA_VERSION}.jsa"));
+    // one of another Java, or of jars fetched anew, is of no use
+    let java = plain_java(jars, KAFKA_HEAP).arg("-version").output().ok()?;
+    let fetched = fs::metadata(jars).and_then(|it| it.modified()).ok()?;
+    let mut of = DefaultHasher::new();
+    (java.stderr, fetched).hash(&mut of);
+    let name = format!("kafka-{KAFKA_VERSION}-{:016x}.jsa", of.finish());
+    let target = cache().join(&name);
     if target.is_file() {
         return Some(target);
     }
     let home = directory().join("kafka-classes");
     fs::create_dir_all(&home).ok()?;
-    let fresh = target.with_extension(std::process::id().to_string());
+    let fresh = cache().join(format!("{name}.{}", std::process::id()));
     let port = free_port();
     let file = write_kafka_settings(&home, &kafka_settings(port, port, free_port())).ok()?;
     let mut format = plain_java(jars, KAFKA_HEAP);
@@ -354,8 +361,12 @@ async fn archive(jars: &Path) -> Option<PathBuf> {
     }
     // what it does once it listens
     sleep(Duration::from_secs(1)).await;
+    let served = broker.is_running();
+    let told = Instant::now();
     broker.stop().await;
-    let made = fs::rename(&fresh, &target).is_ok();
+    // not what somebody else's server answered for, nor what was killed half-way
+    let made = served && told.elapsed() < END_WITHIN && fs::rename(&fresh, &target).is_ok();
+    fs::remove_file(&fresh).ok();
     broker.remove().await;
     made.then_some(target)
 }
