@@ -32,17 +32,13 @@ fn program() -> &'static PathBuf {
         let mut build = Command::new(option_env!("CARGO").unwrap_or("cargo"));
         // Cargo tells a test what package it is of. Build scripts that heed such (ring's) would run anew, and half
         // of the dependencies be built again, here and once more by whoever builds next.
-        for (variable, _) in std::env::vars() {
-            let package = [
-                "CARGO_PKG_",
-                "CARGO_MANIFEST_",
-                "CARGO_CRATE_",
-                "CARGO_BIN_",
-            ];
-            if package.iter().any(|prefix| variable.starts_with(prefix)) {
-                build.env_remove(variable);
-            }
-        }
+        let package = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_CRATE_",
+            "CARGO_BIN_",
+        ];
+        servers::forget(&mut build, &package);
         let built = build
             .args([
                 "build",
@@ -93,21 +89,15 @@ async fn shop(arguments: &[&str], servers: &[(&str, &str)], limit: Duration) -> 
     let program = tokio::task::spawn_blocking(program).await.unwrap();
     let _alone = ONE_AT_A_TIME.lock().await;
     let mut command = tokio::process::Command::new(program);
-    for (variable, _) in std::env::vars() {
-        if [
-            "OUTBOX_RELAY__",
-            "SHOP_",
-            "DATABASE_URL",
-            "KAFKA_BROKERS",
-            "PG",
-            "RUST_LOG",
-        ]
-        .iter()
-        .any(|prefix| variable.starts_with(prefix))
-        {
-            command.env_remove(variable);
-        }
-    }
+    let ours = [
+        "OUTBOX_RELAY__",
+        "SHOP_",
+        "DATABASE_URL",
+        "KAFKA_BROKERS",
+        "PG",
+        "RUST_LOG",
+    ];
+    servers::forget(command.as_std_mut(), &ours);
     command
         .arg("--json")
         .args(arguments)

@@ -47,12 +47,8 @@ impl Terminal {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true);
-        for (variable, _) in std::env::vars() {
-            let names = ["OUTBOX_RELAY", "DATABASE_URL", "PG"];
-            if names.iter().any(|name| variable.starts_with(name)) {
-                command.env_remove(variable);
-            }
-        }
+        let names = ["OUTBOX_RELAY", "DATABASE_URL", "PG"];
+        crate::support::servers::forget(command.as_std_mut(), &names);
         if let Some(url) = database {
             command.env("DATABASE_URL", url);
         }

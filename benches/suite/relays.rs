@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::stand::{Place, Stand};
 use crate::support::janitor;
-use crate::support::servers::{Kind, free_port, given};
+use crate::support::servers::{Kind, forget, free_port, given};
 
 /// A program to measure.
 #[derive(Debug, Clone)]
@@ -116,13 +116,9 @@ impl Told<'_> {
         let file = janitor::directory().join(format!("relay-{port}.toml"));
         std::fs::write(&file, text).map_err(|error| error.to_string())?;
         let mut command = Command::new(&build.program);
-        for (variable, _) in std::env::vars() {
-            // OUTBOX_RELAY__… stays: whoever sets it wants to know what it does
-            let ours = ["DATABASE_URL", "KAFKA_BROKERS", "PG", "RUST_LOG"];
-            if ours.iter().any(|prefix| variable.starts_with(prefix)) {
-                command.env_remove(variable);
-            }
-        }
+        // OUTBOX_RELAY__… stays: whoever sets it wants to know what it does
+        let ours = ["DATABASE_URL", "KAFKA_BROKERS", "PG", "RUST_LOG"];
+        forget(&mut command, &ours);
         let log = file.with_extension("log");
         let written = File::create(&log).map_err(|error| error.to_string())?;
         command

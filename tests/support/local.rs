@@ -36,8 +36,6 @@ const SHORT_LIVED: [&str; 2] = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
 pub(crate) const KAFKA_VERSION: &str = "4.1.1";
 /// Of every node; any other string would do.
 const CLUSTER_ID: &str = "outbox-relay-test-kafkaA";
-/// What makes a node's directory; the settings come next.
-const FORMAT: [&str; 5] = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"];
 /// Of one node of several, which have a few topics between them.
 const NODE_HEAP: &str = "-Xms64m -Xmx256m";
 /// The slf4j-api that this Kafka is built with is 1.7; without a binding its log is lost.
@@ -131,7 +129,7 @@ pub(crate) async fn kafka_with(
     let home = directory().join(format!("Kafka-{port}"));
     fs::create_dir_all(&home).map_err(|error| error.to_string())?;
     let file = write_kafka_settings(&home, settings)?;
-    format_kafka(&file, &[]).await?;
+    format_kafka(java(KAFKA_HEAP).await?, &file, &[]).await?;
     let mut command = java("-Xms1g -Xmx1g").await?;
     command.args(["-XX:+UseG1GC", "kafka.Kafka"]).arg(&file);
     Ok(Process::new(Kind::Kafka, port, home, command))
@@ -211,7 +209,7 @@ async fn fetch_postgres(version: &str) -> Result<PathBuf, String> {
 async fn kafka(home: &Path, port: u16, controller: u16) -> Result<(Command, String), String> {
     let settings = kafka_settings(port, port, controller);
     let file = write_kafka_settings(home, &settings)?;
-    format_kafka(&file, &[]).await?;
+    format_kafka(java(KAFKA_HEAP).await?, &file, &[]).await?;
     Ok((
         serve_kafka(KAFKA_HEAP, &file).await?,
         format!("Apache Kafka {KAFKA_VERSION} on this machine's Java, without Docker"),
@@ -243,7 +241,7 @@ pub(crate) async fn launch_kafka_node_with(
     let file = write_kafka_settings(&home, settings)?;
     let is = |role: &(&str, String)| role.0 == "process.roles" && role.1.contains("controller");
     if settings.iter().any(is) {
-        format_kafka(&file, format).await?;
+        format_kafka(java(KAFKA_HEAP).await?, &file, format).await?;
     } else {
         // what formatting leaves for a mere broker, without a second's worth of Java
         let meta = format!(
@@ -275,11 +273,10 @@ fn write_kafka_settings(home: &Path, settings: &[(&str, String)]) -> Result<Path
     Ok(file)
 }
 
-async fn format_kafka(settings: &Path, more: &[&str]) -> Result<(), String> {
-    run(java(KAFKA_HEAP)
-        .await?
+async fn format_kafka(mut java: Command, settings: &Path, more: &[&str]) -> Result<(), String> {
+    run(java
         .args(SHORT_LIVED)
-        .args(FORMAT)
+        .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
         .arg(settings)
         .args(more))
     .await
@@ -340,9 +337,8 @@ async fn archive(jars: &Path) -> Option<PathBuf> {
     let fresh = cache().join(format!("{name}.{}", std::process::id()));
     let port = free_port();
     let file = write_kafka_settings(&home, &kafka_settings(port, port, free_port())).ok()?;
-    let mut format = plain_java(jars, KAFKA_HEAP);
-    let format = format.args(SHORT_LIVED).args(FORMAT).arg(&file);
-    run(format).await.ok()?;
+    let format = format_kafka(plain_java(jars, KAFKA_HEAP), &file, &[]);
+    format.await.ok()?;
     let mut serve = plain_java(jars, KAFKA_HEAP);
     serve
         .args(SHORT_LIVED)

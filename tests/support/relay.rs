@@ -131,19 +131,15 @@ impl<'a> Setup<'a> {
         let runs = arguments.first() == Some(&"run") && !arguments.contains(&"--migrate");
         let file = self.write_config(&name, runs);
         let mut command = Command::new(&self.program);
-        for (variable, _) in std::env::vars() {
-            let ours = [
-                "OUTBOX_RELAY",
-                "DATABASE_URL",
-                "KAFKA_BROKERS",
-                "PG",
-                "RUST_LOG",
-                "NO_COLOR",
-            ];
-            if ours.iter().any(|prefix| variable.starts_with(prefix)) {
-                command.env_remove(variable);
-            }
-        }
+        let ours = [
+            "OUTBOX_RELAY",
+            "DATABASE_URL",
+            "KAFKA_BROKERS",
+            "PG",
+            "RUST_LOG",
+            "NO_COLOR",
+        ];
+        super::servers::forget(&mut command, &ours);
         command
             .args(arguments)
             .arg("--config")

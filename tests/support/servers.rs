@@ -9,6 +9,7 @@
 use std::env;
 use std::io::Write;
 use std::net::TcpListener;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -208,6 +209,15 @@ async fn ways() -> Vec<Way> {
 /// A variable of the environment that is set to something.
 pub(crate) fn given(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(|value| !value.is_empty())
+}
+
+/// Lets `command` inherit no variable whose name begins with one of `prefixes`.
+pub(crate) fn forget(command: &mut Command, prefixes: &[&str]) {
+    for (variable, _) in env::vars() {
+        if prefixes.iter().any(|prefix| variable.starts_with(prefix)) {
+            command.env_remove(variable);
+        }
+    }
 }
 
 /// Tells whoever started the tests, past libtest, which hides what passing tests print.
