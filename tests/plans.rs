@@ -234,3 +234,46 @@ fn no_statement_of_a_batch_reads_or_sorts_the_backlog() {
         assert!(all.is_empty(), "{} plans:\n{}", all.len(), all.join("\n"));
     });
 }
+
+/// What is planned anew at each run costs more than the run: a claim of a few rows was.
+#[test]
+fn what_a_batch_repeats_is_planned_once() {
+    support::run(async |world| {
+        let outbox = Outbox::new(
+            "outbox",
+            outbox::Layout::Classic,
+            outbox::OnPublished::Delete,
+        );
+        outbox.create(world).await;
+        world.relay(&[&outbox]).migrate().await;
+        let name = TableName::parse("outbox").unwrap();
+        let statements = hot_statements(&name, &Layout::default(), OnPublished::Delete, LANES);
+        let sql_of = |wanted: &str| {
+            let found = statements.iter().find(|(name, _)| *name == wanted);
+            found.unwrap().1.as_str()
+        };
+        let mut connection = PgConnection::connect(&world.database_url).await.unwrap();
+        for (statement, arguments) in [
+            ("lanes", "('{0,1,2,3}', true, 4)"),
+            ("claim_all", "('{7}', '{1000}', '{9}')"),
+            ("finish", "('pg_class'::regclass, '{\"(0,1)\"}')"),
+        ] {
+            let prepare = format!("prepare hot as {}", sql_of(statement));
+            execute(&mut connection, &prepare).await;
+            for _ in 0..10 {
+                let batch = format!("{} execute hot {arguments}; commit", sql_of("open"));
+                execute(&mut connection, &batch).await;
+            }
+            let (generic, custom): (i64, i64) = sqlx::query_as(
+                "select generic_plans, custom_plans from pg_prepared_statements where name = 'hot'",
+            )
+            .persistent(false)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+            assert_eq!((generic, custom), (10, 0), "{statement}");
+            execute(&mut connection, "deallocate hot").await;
+        }
+        connection.close().await.unwrap();
+    });
+}
