@@ -68,6 +68,8 @@ pub(crate) struct Steady {
     pub(crate) rows_per_transaction: u64,
     pub(crate) mode: &'static str,
     pub(crate) trouble: Trouble,
+    /// What is beyond a proxy for the relay, and how much later each byte arrives there, both ways.
+    pub(crate) link: Option<(Kind, Duration)>,
 }
 
 /// What makes a day a bad one.
@@ -130,6 +132,7 @@ impl Case {
                 rows_per_transaction: rows,
                 mode: "delete",
                 trouble,
+                link: None,
             }),
         }
     }
@@ -323,6 +326,20 @@ fn links() -> Vec<Case> {
             let against = (ms > 0).then_some(twin.as_str());
             all.push(Case::drain(&format!("link/{name}-{ms}ms"), against, drain));
         }
+    }
+    let twin = "link/steady-kafka-0ms";
+    for ms in [0, 1, 5] {
+        let mut case = Case::steady(
+            &format!("link/steady-kafka-{ms}ms"),
+            (ms > 0).then_some(twin),
+            500,
+            1,
+            Trouble::None,
+        );
+        if let Sample::Steady(steady) = &mut case.sample {
+            steady.link = Some((Kind::Kafka, Duration::from_millis(ms)));
+        }
+        all.push(case);
     }
     all
 }

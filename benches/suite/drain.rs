@@ -12,8 +12,6 @@ use crate::meter::Meter;
 use crate::relays::{Build, Relay, Told, done, migrated};
 use crate::report::Row;
 use crate::stand::{Place, Stand, execute};
-use crate::support::proxy::Link;
-use crate::support::servers::Kind;
 
 /// How long Kafka stands still in [`Trouble::Stall`].
 const STALL: Duration = Duration::from_secs(5);
@@ -27,14 +25,7 @@ pub(crate) async fn run(
     size: Size,
     row: &mut Row,
 ) -> Result<(), String> {
-    if let Some((kind, delay)) = drain.link {
-        let link = match kind {
-            Kind::Postgres => &stand.postgres_link,
-            Kind::Kafka => &stand.kafka_link,
-        };
-        link.set_both(Link::late(delay));
-    }
-    let link = drain.link.map(|(kind, _)| kind);
+    let link = stand.delay(drain.link);
     let mut place = migrated(stand, link, drain.column, drain.mode, build).await?;
     let backlog = Backlog {
         rows: (size.rows / drain.part).max(1),
@@ -66,8 +57,7 @@ pub(crate) async fn run(
     if there > published {
         row.note(format!("{} repeated", there - published));
     }
-    stand.postgres_link.heal();
-    stand.kafka_link.heal();
+    stand.heal();
     stand.leave(place).await
 }
 

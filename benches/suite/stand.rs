@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -9,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::support::debian::{self, Cluster};
 use crate::support::kafka::Kafka;
 use crate::support::local::{self, KAFKA_VERSION};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Link, Proxy};
 use crate::support::servers::{Kind, Server, free_port};
 
 /// Room to keep a backlog in memory, and no checkpoint in the middle of it. What is committed is on the
@@ -97,6 +98,23 @@ impl Stand {
     /// What the figures depend on beside the relay.
     pub(crate) fn facts(&self) -> &Value {
         &self.facts
+    }
+
+    /// Makes what is beyond `link`'s proxy late, and says what that is.
+    pub(crate) fn delay(&self, link: Option<(Kind, Duration)>) -> Option<Kind> {
+        let (kind, delay) = link?;
+        let proxy = match kind {
+            Kind::Postgres => &self.postgres_link,
+            Kind::Kafka => &self.kafka_link,
+        };
+        proxy.set_both(Link::late(delay));
+        Some(kind)
+    }
+
+    /// Nothing is late any more.
+    pub(crate) fn heal(&self) {
+        self.postgres_link.heal();
+        self.kafka_link.heal();
     }
 
     /// A new database, and a topic with [`PARTITIONS`]. `link` is what lies beyond a proxy.

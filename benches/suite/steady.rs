@@ -23,7 +23,8 @@ pub(crate) async fn run(
     size: Size,
     row: &mut Row,
 ) -> Result<(), String> {
-    let mut place = migrated(stand, None, "jsonb", steady.mode, build).await?;
+    let link = stand.delay(steady.link);
+    let mut place = migrated(stand, link, "jsonb", steady.mode, build).await?;
     let pinned = prepare(&mut place, steady.trouble).await?;
     // A bad day has a past: the dead rows of a backlog. Its clean twin has the same, vacuumed.
     let past = match steady.trouble {
@@ -48,6 +49,7 @@ pub(crate) async fn run(
     let [relay] = relays;
     relay.stop().await?;
     drop(pinned);
+    stand.heal();
     stand.leave(place).await
 }
 
