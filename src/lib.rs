@@ -11,7 +11,7 @@
 //! ```
 //!
 //! One worker does this over and over ([`relay::Lane`]), one batch at a time, with a connection and
-//! a producer of its own. A batch is one transaction: take some *lanes*, claim their oldest rows,
+//! producers of its own. A batch is one transaction: take some *lanes*, claim their oldest rows,
 //! publish, wait for every acknowledgement, settle, commit.
 //!
 //! What is promised, and the file that keeps it:

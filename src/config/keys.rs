@@ -507,10 +507,18 @@ keys! {
         )
     };
 
-    /// Batches in hand at once for one table, each with a connection and a producer of its own.
+    /// Batches in hand at once for one table, each with a connection and producers of its own.
     WORKERS: usize = |w| w.whole(1..=64_u16).map(usize::from), Spec {
         default: Some("4"),
         ..Spec::of("relay", "workers", "a number from 1 to 64")
+    };
+
+    /// Kafka producers of each worker at most, each for some of the partitions. A producer sends one
+    /// partition at a time to a broker, so that order holds: with more of them the partitions of a batch
+    /// are sent side by side, which counts where brokers are far and few. Each has connections of its own.
+    PRODUCERS: usize = |w| w.whole(1..=16_u16).map(usize::from), Spec {
+        default: Some("2"),
+        ..Spec::of("relay", "producers", "a number from 1 to 16")
     };
 
     /// Most rows in one batch.

@@ -206,8 +206,10 @@ pub enum OnPublished {
 /// Limits. Each bounds something by name; none depends on the backlog.
 #[derive(Debug, Clone)]
 pub struct Relay {
-    /// Batches in hand at once for one outbox, each with a connection and a producer of its own.
+    /// Batches in hand at once for one outbox, each with a connection and producers of its own.
     pub workers: usize,
+    /// Producers of each worker at most, each for some of the partitions.
+    pub producers: usize,
     /// Most rows in one batch.
     pub claim_rows_max: u32,
     /// Most bytes of rows in one batch, unless a single row is larger.

@@ -234,6 +234,7 @@ impl Settings {
             outboxes,
             relay: Relay {
                 workers: self.read(&keys::WORKERS)?,
+                producers: self.read(&keys::PRODUCERS)?,
                 claim_rows_max: self.read(&keys::CLAIM_ROWS_MAX)?,
                 claim_bytes_max: self.read(&keys::CLAIM_BYTES_MAX)?,
                 poll_interval_min: self.read(&keys::POLL_INTERVAL_MIN)?,

@@ -64,6 +64,7 @@ fn what_nobody_wrote_has_its_default() {
     assert_eq!(outbox.retention, None);
     assert!(!outbox.notify);
     assert_eq!(config.relay.workers, 4);
+    assert_eq!(config.relay.producers, 2);
     assert_eq!(config.relay.claim_rows_max, 2000);
     assert_eq!(config.relay.claim_bytes_max, 4 << 20);
     assert_eq!(config.relay.poll_interval_min, Duration::from_millis(1));
@@ -105,6 +106,7 @@ fn every_key_is_read_from_the_file() {
         on_published = "delete"
         [relay]
         workers = 0x10
+        producers = 3
         claim_rows_max = 1_000
         claim_bytes_max = 65536
         poll_interval_min = "3ms"
@@ -147,6 +149,7 @@ fn every_key_is_read_from_the_file() {
     assert!(outbox.notify);
     assert_eq!(config.outboxes[1].on_published, OnPublished::Delete);
     assert_eq!(config.relay.workers, 16);
+    assert_eq!(config.relay.producers, 3);
     assert_eq!(config.relay.claim_rows_max, 1000);
     assert_eq!(config.relay.claim_bytes_max, 65536);
     assert_eq!(config.relay.poll_interval_min, Duration::from_millis(3));

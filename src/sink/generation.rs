@@ -39,8 +39,6 @@ use super::token::Token;
 use super::topics::Read;
 use crate::record::Record;
 
-/// How long a producer may take to answer for what was withdrawn.
-const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one question to the cluster may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -80,14 +78,17 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Makes a producer. It connects by itself, some time later.
+    /// Makes a producer. It connects by itself, some time later. `news` is told when all reports of a group
+    /// are in, and of its first failure; it may be told for others as well, and has one waiter.
     pub(super) async fn make(
         settings: ClientConfig,
         sizes: Sizes,
         token: Token,
+        news: Arc<Notify>,
     ) -> Result<Self, KafkaError> {
         let reports = Reports {
             token,
+            news,
             ..Reports::default()
         };
         let made = blocking(move || PolledProducer::make(&settings, reports)).await;
@@ -151,42 +152,31 @@ impl Generation {
         let settled = group.outstanding == 0;
         drop(group);
         if settled {
-            self.reports().changed.notify_one();
+            self.reports().news.notify_one();
         }
     }
 
-    /// Waits until every report is in, or the first failure.
-    pub(super) async fn first_failure_or_all(&self) {
-        self.reports()
-            .until(|group| group.outstanding == 0 || group.failed)
-            .await;
+    /// Whether every report is in.
+    pub(super) fn is_settled(&self) -> bool {
+        self.reports().group().outstanding == 0
     }
 
-    /// Waits until every report is in.
-    pub(super) async fn all(&self) {
-        self.reports().until(|group| group.outstanding == 0).await;
+    /// How many reports are not in.
+    pub(super) fn outstanding(&self) -> usize {
+        self.reports().group().outstanding
     }
 
-    /// Takes everything back that is queued or in flight and waits for the reports of that, for a
-    /// while. Whatever stays silent is as good as unfinished.
-    pub(super) async fn purge(&self) {
+    /// What is told of news.
+    pub(super) fn news(&self) -> &Notify {
+        &self.reports().news
+    }
+
+    /// Takes everything back that is queued or in flight, begun when this returns: the reports of that
+    /// come afterwards. Whether it could be done.
+    pub(super) fn purge(&self) -> JoinHandle<()> {
         let producer = Arc::clone(self.producer.inner());
-        let purged = async {
-            let purge = move || producer.purge(PurgeConfig::default().queue().inflight());
-            // a panic there leaves reports out, which is waited for and told below
-            if blocking(purge).await.is_some() {
-                self.all().await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        if tokio::time::timeout(PURGE_TIMEOUT, purged).await.is_err() {
-            let silent = self.reports().group().outstanding;
-            warn!(
-                silent,
-                "a producer does not answer for the records it was told to give back: it is abandoned"
-            );
-        }
+        let purge = move || producer.purge(PurgeConfig::default().queue().inflight());
+        tokio::task::spawn_blocking(purge)
     }
 
     /// Takes back what is queued although more of the group will follow: [`Mistake::PurgeOpen`].
@@ -438,7 +428,7 @@ fn read_limits(settings: &ClientConfig, topics: &[String]) -> Limits {
 #[derive(Default)]
 pub(super) struct Reports {
     group: Mutex<Group>,
-    changed: Notify,
+    news: Arc<Notify>,
     complaint: Mutex<Option<String>>,
     /// How often the last connection was lost.
     cut_offs: AtomicU32,
@@ -459,13 +449,6 @@ impl Reports {
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `done`. For one waiter at a time: a notice given in between is kept for it.
-    async fn until(&self, done: impl Fn(&Group) -> bool) {
-        while !done(&self.group()) {
-            self.changed.notified().await;
-        }
-    }
-
     /// Fills `slot`, unless the group it belonged to is gone.
     fn fill(&self, slot: usize, report: Report) {
         let mut group = self.group();
@@ -479,7 +462,7 @@ impl Reports {
         let wake = first_failure || group.outstanding == 0;
         drop(group);
         if wake {
-            self.changed.notify_one();
+            self.news.notify_one();
         }
     }
 }
@@ -576,9 +559,8 @@ mod tests {
         let sizes = Sizes::of([].into_iter());
         let kafka = testing::kafka(&mock.bootstrap_servers());
         let settings = settings::producer(&kafka, &testing::relay(), sizes);
-        let generation = Generation::make(settings, sizes, Token::default())
-            .await
-            .unwrap();
+        let made = Generation::make(settings, sizes, Token::default(), Arc::default());
+        let generation = made.await.unwrap();
         let record = Record {
             topic: "t".into(),
             key: b"k".to_vec().into(),
@@ -587,8 +569,12 @@ mod tests {
         };
         generation.open(1);
         assert!(generation.enqueue(0, &record).is_ok());
-        let all = generation.all();
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(10), all).await;
+        let all = async {
+            while !generation.is_settled() {
+                generation.news().notified().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), all).await;
         assert!(waited.is_ok(), "reported");
         let reports = generation.take();
         assert!(

@@ -10,6 +10,7 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::time::{sleep, timeout};
 
+use super::producers::Shares;
 use super::{Attempt, Held, KafkaSink, Sink, Topics, testing};
 use crate::config::Secret;
 use crate::ops::controls::{Controls, Paused};
@@ -183,6 +184,69 @@ async fn a_topic_that_may_not_be_written_is_found_by_one_record() {
         outcomes.iter().all(delivered),
         "one error was pushed, one record met it: {outcomes:?}"
     );
+}
+
+/// A record for topic `t` by each of two producers, of which the first also asks whether Kafka is there.
+fn one_of_each_producer() -> [Record<'static>; 2] {
+    let mut shares = Shares::new(2);
+    let mut of = |share: usize| {
+        let mut keys = (0..1_000).map(|n: u32| n.to_string());
+        let key = keys.find(|key| shares.of("t", key.as_bytes(), |_| 4) == share);
+        record("t", &key.unwrap())
+    };
+    [of(0), of(1)]
+}
+
+#[tokio::test]
+async fn a_refusal_ends_one_producer_and_the_records_of_the_other_go() {
+    let (mock, mut sink) = cluster(&["t"]);
+    let warm = one_of_each_producer();
+    let [first, second] = warm.clone();
+    let outcomes = publish(&mut sink, &together(&warm)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+
+    assert_eq!(sink.made(), 2);
+    let records = [first.clone(), second.clone(), first, second];
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    mock.request_errors(RDKafkaApiKey::Produce, &[too_large]);
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    let went: Vec<bool> = outcomes.iter().map(delivered).collect();
+    assert!(
+        went == [true, false, true, false] || went == [false, true, false, true],
+        "{outcomes:?}"
+    );
+    assert_eq!(sink.made(), 1, "the other goes on");
+    let outcomes = publish(&mut sink, &together(&records)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+    assert_eq!(sink.made(), 2);
+}
+
+#[tokio::test]
+async fn no_producer_remembers_a_cluster_that_is_away() {
+    let (mock, mut sink) = cluster(&["t"]);
+    sink.ready().await;
+    let [first, second] = one_of_each_producer();
+    let both = [first, second.clone()];
+    let outcomes = publish(&mut sink, &together(&both)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
+
+    mock.broker_down(1).unwrap();
+    // nothing of the producer that is asked whether Kafka is there
+    let theirs = [second];
+    let outcomes = sink
+        .publish(&together(&theirs), sleep(Duration::from_millis(500)))
+        .await;
+    assert_eq!(outcomes, [Outcome::Unfinished]);
+    assert!(
+        timeout(Duration::from_secs(1), sink.ready()).await.is_err(),
+        "away"
+    );
+    mock.broker_up(1).unwrap();
+    timeout(Duration::from_secs(5), sink.ready())
+        .await
+        .expect("back within 5 s");
+    let outcomes = publish(&mut sink, &together(&both)).await;
+    assert!(outcomes.iter().all(delivered), "{outcomes:?}");
 }
 
 #[tokio::test]

@@ -25,6 +25,8 @@ pub mod checkup;
 
 pub mod reader;
 
+mod producers;
+
 mod producer;
 pub use producer::KafkaSink;
 
@@ -115,6 +117,7 @@ mod testing {
     pub(super) fn relay() -> config::Relay {
         config::Relay {
             workers: 1,
+            producers: 2,
             claim_rows_max: 2000,
             claim_bytes_max: 8 << 20,
             poll_interval_min: Duration::from_millis(1),

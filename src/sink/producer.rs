@@ -1,13 +1,14 @@
 //! `KafkaSink`: one worker's way into Kafka. A batch goes in, every report is waited for, the
-//! outcomes come out; nothing is in the producer between two batches.
+//! outcomes come out; nothing is in its producers between two batches.
 //!
-//! **States** of the producer: *none* → *ready* (made at the first need) → *busy* (a group of
+//! **States** of a producer: *none* → *ready* (made at the first need) → *busy* (its part of a group of
 //! records is in it) → *ready* again when each of them was acknowledged, else *over*: purged,
 //! dropped, and none again.
 //!
 //! **Invariants**
-//! - One worker, one producer, one batch: a purge can never touch another batch's records, and what
-//!   follows a withdrawn record is withdrawn with it.
+//! - One worker, one batch, and its own producers, each with a share of the partitions (see `producers`): a
+//!   purge can never touch another batch's records, and what follows a withdrawn record of its partition is
+//!   withdrawn with it.
 //! - Records of a key are enqueued in order, and none after one of that key was rejected, suspected
 //!   or left unfinished in the same publish; none of a topic after a fault of that topic.
 //! - The first record for a partition goes alone: a broker that does not know the producer would let
@@ -17,8 +18,9 @@
 //!   producer id of its own; whatever the old one still has on the wire can only repeat what the
 //!   new one sends again, so first occurrences still ascend.
 //!
-//! **Failures**: a refusal, a fatal error, a topic's fault, and the deadline all end the generation.
-//! Within one publish the groups that remain go on with a new one, if the deadline allows.
+//! **Failures**: a refusal, a fatal error, a topic's fault, and the deadline all end the generation, and
+//! those beside it that have not answered soon after. Within one publish the groups that remain go on with
+//! new ones, if the deadline allows.
 //!
 //! **Silence**: librdkafka keeps trying a topic below its minimum of in-sync replicas, or a
 //! partition that cannot be reached, and reports nothing. So when a group ends for want of answers
@@ -26,9 +28,9 @@
 //! unanswered are held, and the lanes need not stand behind their rows. If it does not, it is an
 //! outage.
 //!
-//! **Drawbacks chosen**: a producer per worker costs its threads and connections; a failure costs
-//! the records in flight beside it a repeat; and a batch costs one round trip per partition (see
-//! `settings`). Sharing one producer would save all three and lose the first invariant.
+//! **Drawbacks chosen**: producers of each worker's own cost their threads and connections; a failure costs
+//! the records in flight beside it a repeat; and a batch costs one round trip per partition of a producer
+//! (see `settings`). Sharing one producer would save all three and lose the first invariant.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -38,17 +40,16 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, error, info, warn};
+use tracing::debug;
 
 use super::generation::{Generation, Report, ask_limits};
-use super::opened::Split;
 use super::outcome::{self, Fault};
-use super::rotated::Files;
+use super::producers::{Producers, Shares, end};
 use super::round::Round;
 use super::secured;
-use super::sending::{Ended, GiveUp, collect, enqueue};
+use super::sending::{Ended, GiveUp, Part, collect};
 use super::settings;
-use super::token::{self, Token};
+use super::token;
 use super::topics::{PROBE_TIMEOUT, Topics};
 use super::{Attempt, Sink};
 use crate::backoff::Backoff;
@@ -71,19 +72,20 @@ const EXPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// How long the end of the last producer is waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Whose producer asks the cluster what is not about a record.
+const FIRST: usize = 0;
+
 /// Publishes one worker's batches to Kafka.
 pub struct KafkaSink {
     kafka: config::Kafka,
     relay: config::Relay,
     topics: Arc<Topics>,
-    generation: Option<Generation>,
+    producers: Producers,
     /// Questions about size limits that are not answered yet.
     limits: JoinSet<()>,
     /// Whether the cluster took the last records it was given, or answered the last probe.
     ready: bool,
     probes: Backoff,
-    /// What a producer is made of and may change on disk.
-    files: Files,
     /// The last complaint that was looked into, when, and what came of it.
     explained: Option<(String, Instant, String)>,
     /// The only cluster to publish to; `None`: any.
@@ -99,11 +101,10 @@ impl KafkaSink {
             kafka: kafka.clone(),
             relay: relay.clone(),
             topics,
-            generation: None,
+            producers: Producers::new(kafka, relay),
             limits: JoinSet::new(),
             ready: false,
             probes: Backoff::new(PROBE_PAUSE_MIN, pause_max),
-            files: Files::of(kafka),
             explained: None,
             cluster: None,
         }
@@ -118,9 +119,9 @@ impl KafkaSink {
 
     /// The id of the cluster, if it answers.
     pub async fn cluster_id(&mut self) -> Option<String> {
-        let generation = self.generation().await.ok()?;
+        let generation = self.producer(FIRST).await.ok()?;
         let cluster_id = generation.cluster_id().await;
-        self.generation = Some(generation);
+        self.producers.put(FIRST, generation);
         cluster_id
     }
 
@@ -147,54 +148,15 @@ impl KafkaSink {
         &self.topics
     }
 
-    /// Takes the producer out, made anew if there is none or it is sized for other topics.
-    async fn generation(&mut self) -> Result<Generation, String> {
-        let sizes = self.topics.sizes();
-        let renewed = self.files.changed().await;
-        if renewed && let Some(generation) = self.renewed().await {
-            return Ok(generation);
-        }
-        if let Some(generation) = self.generation.take() {
-            if generation.sizes() == sizes && !generation.may_have_moved() {
-                return Ok(generation);
-            }
-            debug!(
-                ?sizes,
-                "the producer is made anew: a topic has another size limit, or it was cut off"
-            );
-            end(generation);
-        }
-        let settings = settings::producer(&self.kafka, &self.relay, sizes);
-        let made = Generation::make(settings, sizes, Token::of(&self.kafka)).await;
-        made.map_err(|error| {
-            let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
-            error!("{why}");
-            why
-        })
+    /// How many producers there are now.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> usize {
+        self.producers.made()
     }
 
-    /// A producer of the files as they are now, in the place of the one there is. Without one there is
-    /// nothing to replace, and one that cannot be made leaves it: half of the files may be written.
-    async fn renewed(&mut self) -> Option<Generation> {
-        let old = self.generation.take()?;
-        let sizes = self.topics.sizes();
-        let settings = settings::producer(&self.kafka, &self.relay, sizes);
-        match Generation::make(settings, sizes, Token::of(&self.kafka)).await {
-            Ok(generation) => {
-                info!("certificates or passwords changed on disk: a new producer takes them");
-                end(old);
-                Some(generation)
-            }
-            Err(error) => {
-                warn!(
-                    why = outcome::in_words(&error),
-                    "certificates or passwords changed on disk, and no producer can be made of them: the \
-                     old one goes on until they change again"
-                );
-                self.generation = Some(old);
-                None
-            }
-        }
+    /// Takes out the producer of `share`, made anew if there is none or it is sized for other topics.
+    async fn producer(&mut self, share: usize) -> Result<Generation, String> {
+        self.producers.take(share, self.topics.sizes()).await
     }
 
     /// `complaint` with the cause behind it. The same one is not looked into over and over.
@@ -212,10 +174,10 @@ impl KafkaSink {
 
     /// Asks Kafka about `names`. What it says goes into the shared facts.
     async fn look_up(&mut self, names: Vec<String>) -> Result<(), String> {
-        let generation = self.generation().await?;
+        let generation = self.producer(FIRST).await?;
         match generation.ask(names).await {
             Ok(answers) => {
-                self.generation = Some(generation);
+                self.producers.put(FIRST, generation);
                 let now = Instant::now();
                 let mut found = Vec::new();
                 for (topic, answer) in answers {
@@ -388,78 +350,124 @@ impl KafkaSink {
             if left.is_empty() || give_up.over() {
                 return;
             }
-            let Some(generation) = give_up.unless(self.generation()).await else {
-                return;
-            };
-            let mut generation = match generation {
-                Ok(generation) => generation,
-                Err(why) => {
-                    round.trouble = Some(why);
-                    return;
+            let mut later = Vec::new();
+            let mut parts = Vec::new();
+            for (share, part) in self.shares(round, &left).into_iter().enumerate() {
+                if part.is_empty() {
+                    continue;
                 }
-            };
-            match give_up.unless(self.stranger(&mut generation)).await {
-                Some(None) => {}
-                Some(Some(why)) => {
-                    round.trouble = Some(why);
-                    return end(generation);
-                }
-                None => return end(generation),
+                let Some(part) = self.part(round, share, part, &mut later, give_up).await else {
+                    return self.put_back(parts);
+                };
+                parts.push(part);
             }
-            let attempts = round.attempts;
-            let partitions = |topic: &str| self.topics.partitions(topic);
-            let now = Instant::now();
-            let split = generation.opened.split(attempts, &left, partitions, now);
-            let wave = match makes(Mistake::FiveInFlight) {
-                true => Split {
-                    now: std::mem::take(&mut left),
-                    ..Split::default()
-                },
-                false => split,
-            };
-            if !self
-                .send_wave(round, generation, &wave, patience, give_up)
-                .await
-            {
+            if !self.send_wave(round, parts, patience, give_up).await {
                 return;
             }
-            left = wave.later;
+            later.sort_unstable();
+            left = later;
         }
     }
 
-    /// Sends what is to go now of `wave` by `generation`, and waits for it. Whether all of it was
-    /// acknowledged; the generation is over if not.
+    /// The attempts at `indices`, in order, by the producer that they go to.
+    fn shares(&self, round: &Round<'_>, indices: &[usize]) -> Vec<Vec<usize>> {
+        let count = self.producers.shares();
+        let mut lists = vec![Vec::new(); count];
+        let mut shares = Shares::new(count);
+        for &i in indices {
+            let record = round.attempts[i].record;
+            let partitions = |topic: &str| self.topics.partitions(topic);
+            lists[shares.of(&record.topic, &record.key, partitions)].push(i);
+        }
+        lists
+    }
+
+    /// What of `indices` may go now to the producer of `share`, and that producer; what may not is for
+    /// `later`. `None`: there is no such producer, or no time.
+    async fn part<'a, F: Future<Output = ()>>(
+        &mut self,
+        round: &mut Round<'a>,
+        share: usize,
+        indices: Vec<usize>,
+        later: &mut Vec<usize>,
+        give_up: &mut GiveUp<'_, F>,
+    ) -> Option<Part<'a>> {
+        let mut generation = match give_up.unless(self.producer(share)).await? {
+            Ok(generation) => generation,
+            Err(why) => {
+                round.trouble = Some(why);
+                return None;
+            }
+        };
+        match give_up.unless(self.stranger(&mut generation)).await {
+            Some(None) => {}
+            Some(Some(why)) => {
+                round.trouble = Some(why);
+                end(generation);
+                return None;
+            }
+            None => {
+                end(generation);
+                return None;
+            }
+        }
+        if makes(Mistake::FiveInFlight) {
+            return Some(Part::new(share, generation, indices, HashSet::new()));
+        }
+        let partitions = |topic: &str| self.topics.partitions(topic);
+        let now = Instant::now();
+        let split = (generation.opened).split(round.attempts, &indices, partitions, now);
+        later.extend(split.later);
+        Some(Part::new(share, generation, split.now, split.opening))
+    }
+
+    /// Nothing of `parts` was sent.
+    fn put_back(&mut self, parts: Vec<Part<'_>>) {
+        for part in parts {
+            self.producers.put(part.share, part.generation);
+        }
+    }
+
+    /// Sends `parts`, each by its producer, and waits for all of it. Whether all of it was acknowledged; the
+    /// producers of those that were not are over.
     async fn send_wave<F: Future<Output = ()>>(
         &mut self,
         round: &mut Round<'_>,
-        mut generation: Generation,
-        wave: &Split<'_>,
+        mut parts: Vec<Part<'_>>,
         patience: Option<Duration>,
         give_up: &mut GiveUp<'_, F>,
     ) -> bool {
-        let group = &wave.now;
         let begun = Instant::now();
-        generation.open(group.len());
-        let refused = enqueue(&generation, round.attempts, group, give_up).await;
-        let ended = collect(&generation, patience, give_up).await;
+        for part in &mut parts {
+            part.enqueue(round.attempts, give_up).await;
+        }
+        let ended = collect(&mut parts, patience, give_up).await;
         failpoint("sink_acked");
-        let mut reports = generation.take();
-        if let Some((slot, code)) = refused {
-            reports[slot] = Report::Failed(code);
+        let (mut group, mut reports) = (Vec::new(), Vec::new());
+        let (mut lost, mut cut_off, mut complaint) = (None, false, None);
+        for mut part in parts {
+            let (reported, is_clean) = part.reports();
+            reports.extend(reported);
+            group.append(&mut part.group);
+            let mut generation = part.generation;
+            if is_clean {
+                generation.opened.took(&part.opening, Instant::now());
+                self.producers.put(part.share, generation);
+            } else {
+                lost = Some(part.share);
+                cut_off |= generation.was_cut_off();
+                complaint = complaint.or_else(|| generation.complaint());
+                end(generation);
+            }
         }
-        if ended == Ended::Clean && refused.is_none() && !generation.fatal() {
-            self.judge(round, group, &reports, false);
-            generation.opened.took(&wave.opening, Instant::now());
-            self.generation = Some(generation);
+        let Some(lost) = lost else {
+            self.judge(round, &group, &reports, false);
             return true;
-        }
+        };
         let telling = SILENCE_MIN.min(self.relay.publish_timeout / 2);
-        let late = ended == Ended::Late;
-        let (long, cut_off) = (begun.elapsed() >= telling, generation.was_cut_off());
-        let complaint = generation.complaint();
-        end(generation);
-        let answers = late && long && !cut_off && self.cluster_answers().await;
-        self.judge(round, group, &reports, answers);
+        let (late, long) = (ended == Ended::Late, begun.elapsed() >= telling);
+        let answers = late && long && !cut_off && self.cluster_answers(lost).await;
+        self.judge(round, &group, &reports, answers);
         if late && (long || cut_off) && !answers && round.trouble.is_none() {
             let why = complaint.unwrap_or_else(|| "it does not acknowledge records in time".into());
             round.trouble = Some(self.explained(why).await);
@@ -467,13 +475,14 @@ impl KafkaSink {
         false
     }
 
-    /// Asks the cluster, by a producer that never had an answer: an older one would remember.
-    async fn cluster_answers(&mut self) -> bool {
-        let Ok(generation) = self.generation().await else {
+    /// Asks the cluster, by a producer that never had an answer: an older one would remember. `share` has
+    /// none now.
+    async fn cluster_answers(&mut self, share: usize) -> bool {
+        let Ok(generation) = self.producer(share).await else {
             return false;
         };
         let answers = generation.cluster_answers().await;
-        self.generation = Some(generation);
+        self.producers.put(share, generation);
         answers
     }
 
@@ -556,6 +565,8 @@ impl KafkaSink {
         } else if let Some(why) = &round.trouble {
             self.topics.away(why, Instant::now());
             self.ready = false;
+            // who asks whether it is back must not remember an answer
+            self.producers.end_all();
         }
     }
 }
@@ -569,7 +580,7 @@ impl Sink for KafkaSink {
             if self.probes.failures() > 1 {
                 sleep(pause).await;
             }
-            let mut generation = match self.generation().await {
+            let mut generation = match self.producer(FIRST).await {
                 Ok(generation) => generation,
                 Err(why) => {
                     self.topics.away(&why, Instant::now());
@@ -595,7 +606,7 @@ impl Sink for KafkaSink {
                 let why = self.explained(why).await;
                 self.topics.away(&why, Instant::now());
             }
-            self.generation = Some(generation);
+            self.producers.put(FIRST, generation);
         }
     }
 
@@ -629,25 +640,10 @@ impl Sink for KafkaSink {
         round.finish(&self.topics)
     }
 
-    async fn close(mut self) {
-        let retired = self.generation.take().and_then(Generation::retire);
-        if let Some(retired) = retired
-            && tokio::time::timeout(CLOSE_TIMEOUT, retired).await.is_err()
-        {
-            debug!("the last producer takes its time to close: it is left behind");
+    async fn close(self) {
+        let closed = tokio::time::timeout(CLOSE_TIMEOUT, self.producers.close());
+        if closed.await.is_err() {
+            debug!("the last producers take their time to close: they are left behind");
         }
     }
-}
-
-impl Drop for KafkaSink {
-    fn drop(&mut self) {
-        if let Some(generation) = self.generation.take() {
-            end(generation);
-        }
-    }
-}
-
-/// Lets `generation` go without waiting for it.
-fn end(generation: Generation) {
-    drop(generation.retire());
 }

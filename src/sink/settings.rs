@@ -15,8 +15,9 @@ const FIXED: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
     // After a refusal nothing later is sent, but for one request that is made already: `opened` sees
     // to that. Each of these two alone lets more successors pass: without the first librdkafka
-    // renumbers and goes on, without the second the next requests are already on their way. Drawback: librdkafka puts one partition into a request, so a batch costs
-    // one round trip per partition and broker; more workers run side by side instead.
+    // renumbers and goes on, without the second the next requests are already on their way. Drawback:
+    // librdkafka puts one partition into a request, so a batch costs one round trip per partition and broker;
+    // several producers and workers run side by side instead (see `producers`).
     ("enable.gapless.guarantee", "true"),
     ("max.in.flight.requests.per.connection", "1"),
     // One key, one partition: the one the Java client chooses.

@@ -683,6 +683,7 @@ mod tests {
         };
         let relay = Relay {
             workers: 2,
+            producers: 1,
             claim_rows_max: 100,
             claim_bytes_max: 1_000,
             poll_interval_min: SECOND,

@@ -1,0 +1,220 @@
+//! The producers of one worker, each with a share of the partitions.
+//!
+//! librdkafka puts one partition into a request, and order wants one request in flight to a broker (see
+//! `settings`), so one producer takes the partitions of a batch one after another. Several take them
+//! side by side, and nothing else changes: a partition belongs to one of them, so a key does, and
+//! what holds for the records of a producer holds for those of a key.
+//!
+//! They are made when their first record comes: whoever publishes to one partition has one producer.
+//!
+//! **Drawback chosen**: each has threads and connections of its own. With two of them for each worker the
+//! median of 500 events a second was 0.59 of that with one where brokers are 1 ms away, and 0.46 at 5 ms;
+//! beside the broker it is the same, for a tenth more of the relay's time (`just bench link`). Four halve
+//! it once more where all partitions are on one broker, for more memory; several brokers share them out by
+//! themselves.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tracing::{debug, error, info, warn};
+
+use super::generation::Generation;
+use super::outcome;
+use super::rotated::Files;
+use super::settings::{self, Sizes};
+use super::token::Token;
+use crate::config;
+use crate::partition;
+
+/// See the module's description.
+pub(super) struct Producers {
+    kafka: config::Kafka,
+    relay: config::Relay,
+    /// Of each share, where it is not taken out.
+    made: Vec<Option<Generation>>,
+    /// Told at each news of one of them.
+    news: Arc<Notify>,
+    /// What a producer is made of and may change on disk.
+    files: Files,
+}
+
+impl Producers {
+    pub(super) fn new(kafka: &config::Kafka, relay: &config::Relay) -> Self {
+        Self {
+            kafka: kafka.clone(),
+            relay: relay.clone(),
+            made: (0..relay.producers.max(1)).map(|_| None).collect(),
+            news: Arc::default(),
+            files: Files::of(kafka),
+        }
+    }
+
+    /// How many shares there are.
+    pub(super) fn shares(&self) -> usize {
+        self.made.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn made(&self) -> usize {
+        self.made.iter().flatten().count()
+    }
+
+    /// Takes out the producer of `share`, made anew if there is none or it is not sized by `sizes`.
+    pub(super) async fn take(&mut self, share: usize, sizes: Sizes) -> Result<Generation, String> {
+        if self.files.changed().await {
+            self.renew(sizes).await;
+        }
+        if let Some(generation) = self.made[share].take() {
+            if generation.sizes() == sizes && !generation.may_have_moved() {
+                return Ok(generation);
+            }
+            debug!(
+                ?sizes,
+                "the producer is made anew: a topic has another size limit, or it was cut off"
+            );
+            end(generation);
+        }
+        self.make(sizes).await.map_err(|error| {
+            let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
+            error!("{why}");
+            why
+        })
+    }
+
+    /// Puts `generation` back, to be taken again.
+    pub(super) fn put(&mut self, share: usize, generation: Generation) {
+        self.made[share] = Some(generation);
+    }
+
+    /// Lets go of all that are not taken out.
+    pub(super) fn end_all(&mut self) {
+        self.made.iter_mut().filter_map(Option::take).for_each(end);
+    }
+
+    /// As [`Self::end_all`]; completes when they are gone.
+    pub(super) async fn close(mut self) {
+        let made = std::mem::take(&mut self.made).into_iter().flatten();
+        let retired: Vec<_> = made.filter_map(Generation::retire).collect();
+        for retired in retired {
+            // its panic has told its story
+            drop(retired.await);
+        }
+    }
+
+    async fn make(&self, sizes: Sizes) -> Result<Generation, rdkafka::error::KafkaError> {
+        let settings = settings::producer(&self.kafka, &self.relay, sizes);
+        let (token, news) = (Token::of(&self.kafka), Arc::clone(&self.news));
+        Generation::make(settings, sizes, token, news).await
+    }
+
+    /// Producers of the files as they are now, in the place of those there are. Without one there is
+    /// nothing to replace, and one that cannot be made leaves them: half of the files may be written.
+    async fn renew(&mut self, sizes: Sizes) {
+        let mut renewed = false;
+        for share in 0..self.shares() {
+            if self.made[share].is_none() {
+                continue;
+            }
+            match self.make(sizes).await {
+                Ok(generation) => {
+                    renewed = true;
+                    if let Some(old) = self.made[share].replace(generation) {
+                        end(old);
+                    }
+                }
+                Err(error) => {
+                    return warn!(
+                        why = outcome::in_words(&error),
+                        "certificates or passwords changed on disk, and no producer can be made of them: \
+                         the old one goes on until they change again"
+                    );
+                }
+            }
+        }
+        if renewed {
+            info!("certificates or passwords changed on disk: a new producer takes them");
+        }
+    }
+}
+
+impl Drop for Producers {
+    fn drop(&mut self) {
+        self.end_all();
+    }
+}
+
+/// Tells shares, of `count` in all: each of a partition, which a key is in. Topics begin with different ones,
+/// so that several with one partition each are shared out as well.
+#[derive(Debug)]
+pub(super) struct Shares<'a> {
+    count: i32,
+    /// The last topic, its number of partitions, and the share of its first.
+    last: Option<(&'a str, i32, i32)>,
+}
+
+impl<'a> Shares<'a> {
+    pub(super) fn new(count: usize) -> Self {
+        let count = i32::try_from(count).unwrap_or(1).max(1);
+        Self { count, last: None }
+    }
+
+    /// The share that `key` in `topic` is in. `partitions` tells how many a topic has.
+    pub(super) fn of(
+        &mut self,
+        topic: &'a str,
+        key: &[u8],
+        partitions: impl Fn(&str) -> i32,
+    ) -> usize {
+        if self.count == 1 {
+            return 0;
+        }
+        let (_, partitions, first) = match self.last {
+            Some(last) if last.0 == topic => last,
+            _ => {
+                let first = partition::of_key(topic.as_bytes(), self.count);
+                *self.last.insert((topic, partitions(topic), first))
+            }
+        };
+        let partition = partition::of_key(key, partitions);
+        usize::try_from((first + partition % self.count) % self.count).unwrap_or(0)
+    }
+}
+
+/// Lets `generation` go without waiting for it.
+pub(super) fn end(generation: Generation) {
+    drop(generation.retire());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_key_has_the_share_of_its_partition_and_topics_of_one_partition_are_shared_out() {
+        let mut shares = Shares::new(3);
+        let partitions = |topic: &str| if topic == "wide" { 8 } else { 1 };
+        let mut of_partition: [HashSet<usize>; 8] = Default::default();
+        for key in (0..200).map(|n: u32| n.to_string().into_bytes()) {
+            let share = shares.of("wide", &key, partitions);
+            let partition = usize::try_from(partition::of_key(&key, 8)).unwrap();
+            of_partition[partition].insert(share);
+        }
+        assert!(
+            of_partition.iter().all(|shares| shares.len() == 1),
+            "{of_partition:?}"
+        );
+        let all: HashSet<usize> = of_partition.into_iter().flatten().collect();
+        assert_eq!(all, HashSet::from([0, 1, 2]));
+
+        let topics: Vec<String> = (0..50).map(|n| format!("t{n}")).collect();
+        let of_topics = topics
+            .iter()
+            .map(|topic| shares.of(topic, b"k", partitions));
+        assert_eq!(of_topics.collect::<HashSet<_>>(), HashSet::from([0, 1, 2]));
+        // one that is not known has no partitions yet
+        assert!(shares.of("gone", b"k", |_| 0) < 3);
+        assert_eq!(Shares::new(1).of("wide", b"k", partitions), 0);
+    }
+}
