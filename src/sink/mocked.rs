@@ -15,6 +15,7 @@ use super::{Attempt, Held, KafkaSink, Sink, Topics, testing};
 use crate::config::Secret;
 use crate::ops::controls::{Controls, Paused};
 use crate::outcome::Outcome;
+use crate::partition;
 use crate::record::Record;
 
 type Mock = MockCluster<'static, DefaultProducerContext>;
@@ -219,6 +220,47 @@ async fn a_refusal_ends_one_producer_and_the_records_of_the_other_go() {
     let outcomes = publish(&mut sink, &together(&records)).await;
     assert!(outcomes.iter().all(delivered), "{outcomes:?}");
     assert_eq!(sink.made(), 2);
+}
+
+#[tokio::test]
+async fn what_a_failure_left_unsent_holds_its_key_back_behind_a_record_that_goes_alone() {
+    let mut shares = Shares::new(2);
+    let [warm, _] = one_of_each_producer();
+    // two partitions of the producer that has sent nothing yet, so that their first records go alone
+    let mut key_of = |partition: i32| {
+        let is_there = |key: &String| {
+            partition::of_key(key.as_bytes(), 4) == partition
+                && shares.of("t", key.as_bytes(), |_| 4) == 1
+        };
+        (0..1_000).map(|n: u32| n.to_string()).find(is_there)
+    };
+    let keys: Vec<String> = (0..4).filter_map(&mut key_of).collect();
+    assert_eq!(keys.len(), 2);
+    let mut is_reached = false;
+    for (key, refused) in [(&keys[0], &keys[1]), (&keys[1], &keys[0])] {
+        let (mock, mut sink) = cluster(&["t"]);
+        let first = [warm.clone()];
+        assert!(delivered(&publish(&mut sink, &together(&first)).await[0]));
+        // of the two first records one is taken, the other refused; whichever is asked for first
+        let errors = [
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR,
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+        ];
+        mock.request_errors(RDKafkaApiKey::Produce, &errors);
+        let of = |key: &str| record("t", key);
+        let records = [of(key), of(key), of(refused), warm.clone(), of(key)];
+        let mut attempts = together(&records);
+        attempts[3].alone = true;
+        let went: Vec<bool> = (publish(&mut sink, &attempts).await.iter())
+            .map(delivered)
+            .collect();
+        is_reached |= went[0] && !went[2];
+        assert!(
+            went[1] || !went[4],
+            "the third of a key before its second: {went:?}"
+        );
+    }
+    assert!(is_reached);
 }
 
 #[tokio::test]

@@ -348,7 +348,7 @@ impl KafkaSink {
         loop {
             left.retain(|&i| round.may_go(i));
             if left.is_empty() || give_up.over() {
-                return;
+                return round.leave(&left);
             }
             let mut later = Vec::new();
             let mut parts = Vec::new();
@@ -357,12 +357,13 @@ impl KafkaSink {
                     continue;
                 }
                 let Some(part) = self.part(round, share, part, &mut later, give_up).await else {
-                    return self.put_back(parts);
+                    self.put_back(parts);
+                    return round.leave(&left);
                 };
                 parts.push(part);
             }
             if !self.send_wave(round, parts, patience, give_up).await {
-                return;
+                return round.leave(&later);
             }
             later.sort_unstable();
             left = later;

@@ -250,6 +250,15 @@ impl<'a> Round<'a> {
         self.outcomes[i] = Some(outcome);
     }
 
+    /// The attempts at `indices` are not sent by this publish: nothing of their keys that comes after them is.
+    pub(super) fn leave(&mut self, indices: &[usize]) {
+        for &i in indices {
+            let at = self.stopped.entry(&self.attempts[i].record.key);
+            let at = at.or_insert(i);
+            *at = i.min(*at);
+        }
+    }
+
     /// How long the records of `trials`, one for each held partition, may take.
     pub(super) fn patience(&self, trials: &[usize], topics: &Topics) -> Option<Duration> {
         let patience = |&i: &usize| {
