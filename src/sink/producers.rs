@@ -8,10 +8,10 @@
 //! They are made when their first record comes: whoever publishes to one partition has one producer.
 //!
 //! **Drawback chosen**: each has threads and connections of its own. With two of them for each worker the
-//! median of 500 events a second was 0.59 of that with one where brokers are 1 ms away, and 0.46 at 5 ms;
-//! beside the broker it is the same, for a tenth more of the relay's time (`just bench link`). Four halve
-//! it once more where all partitions are on one broker, for more memory; several brokers share them out by
-//! themselves.
+//! median of 500 events a second was 0.59 of that with one where the broker is 1 ms away, and 0.46 at 5 ms;
+//! beside the broker it is the same, for a sixth more of the relay's time (`just bench link steady`). Four
+//! take off another third or more where one broker has all partitions, for more memory still; where there
+//! are several brokers, each is sent to by itself as it is.
 
 use std::sync::Arc;
 
@@ -36,6 +36,11 @@ pub(super) struct Producers {
     news: Arc<Notify>,
     /// What a producer is made of and may change on disk.
     files: Files,
+    /// How often that has changed, how often it had when the producer of each share was made or could not be,
+    /// and when that was last told.
+    changes: u64,
+    made_at: Vec<u64>,
+    told_at: u64,
 }
 
 impl Producers {
@@ -46,6 +51,9 @@ impl Producers {
             made: (0..relay.producers.max(1)).map(|_| None).collect(),
             news: Arc::default(),
             files: Files::of(kafka),
+            changes: 0,
+            made_at: vec![0; relay.producers.max(1)],
+            told_at: 0,
         }
     }
 
@@ -62,7 +70,10 @@ impl Producers {
     /// Takes out the producer of `share`, made anew if there is none or it is not sized by `sizes`.
     pub(super) async fn take(&mut self, share: usize, sizes: Sizes) -> Result<Generation, String> {
         if self.files.changed().await {
-            self.renew(sizes).await;
+            self.changes += 1;
+        }
+        if self.made[share].is_some() && self.made_at[share] != self.changes {
+            self.renew(share, sizes).await;
         }
         if let Some(generation) = self.made[share].take() {
             if generation.sizes() == sizes && !generation.may_have_moved() {
@@ -74,6 +85,7 @@ impl Producers {
             );
             end(generation);
         }
+        self.made_at[share] = self.changes;
         self.make(sizes).await.map_err(|error| {
             let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
             error!("{why}");
@@ -107,32 +119,27 @@ impl Producers {
         Generation::make(settings, sizes, token, news).await
     }
 
-    /// Producers of the files as they are now, in the place of those there are. Without one there is
-    /// nothing to replace, and one that cannot be made leaves them: half of the files may be written.
-    async fn renew(&mut self, sizes: Sizes) {
-        let mut renewed = false;
-        for share in 0..self.shares() {
-            if self.made[share].is_none() {
-                continue;
-            }
-            match self.make(sizes).await {
-                Ok(generation) => {
-                    renewed = true;
-                    if let Some(old) = self.made[share].replace(generation) {
-                        end(old);
-                    }
+    /// A producer of the files as they are now, in the place of that of `share`. One that cannot be made leaves
+    /// it: half of the files may be written.
+    async fn renew(&mut self, share: usize, sizes: Sizes) {
+        // dropped half-way, it is for the next to do
+        let made = self.make(sizes).await;
+        self.made_at[share] = self.changes;
+        let is_news = std::mem::replace(&mut self.told_at, self.changes) != self.changes;
+        match made {
+            Ok(generation) => {
+                if let Some(old) = self.made[share].replace(generation) {
+                    end(old);
                 }
-                Err(error) => {
-                    return warn!(
-                        why = outcome::in_words(&error),
-                        "certificates or passwords changed on disk, and no producer can be made of them: \
-                         the old one goes on until they change again"
-                    );
+                if is_news {
+                    info!("certificates or passwords changed on disk: a new producer takes them");
                 }
             }
-        }
-        if renewed {
-            info!("certificates or passwords changed on disk: a new producer takes them");
+            Err(error) => warn!(
+                why = outcome::in_words(&error),
+                "certificates or passwords changed on disk, and no producer can be made of them: \
+                 the old one goes on until they change again"
+            ),
         }
     }
 }
