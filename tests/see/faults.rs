@@ -143,6 +143,29 @@ fn what_is_told_while_kafka_is_down_is_true() {
 }
 
 #[test]
+fn what_is_told_of_kafka_is_true_where_postgres_was_never_there() {
+    support::run_with(Own::KAFKA, async |world| {
+        world.expect_errors("trying again");
+        world.own_kafka().stop().await;
+        let setup = watched(world.relay(&[&Outbox::classic()]));
+        let setup = setup.set("database", "url", "\"postgres://127.0.0.1:9/none\"");
+        let seen = Seen::start(&setup).await;
+        seen.until("Kafka is told as away", |status| {
+            status["kafka"]["reachable"] == false
+        })
+        .await;
+        assert_eq!(seen.metrics().await.one("kafka_up", &[]), 0.0);
+        world.own_kafka().start().await;
+        seen.until("Kafka is told as back", |status| {
+            status["kafka"]["reachable"] == true
+        })
+        .await;
+        assert_eq!(seen.metrics().await.one("kafka_up", &[]), 1.0);
+        seen.relay.stop().await;
+    });
+}
+
+#[test]
 fn what_is_told_while_postgres_is_down_is_true() {
     support::run_with(Own::POSTGRES, async |world| {
         world.expect_errors("trying again");
