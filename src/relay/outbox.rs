@@ -12,7 +12,7 @@ use super::lane::{End, Lane, lasting};
 use super::watching::Watching;
 use super::{Counts, Drain, Prepare, Served, Status, Until, dead_letters, watch};
 use crate::backoff::Backoff;
-use crate::config::{self, Config, Outbox};
+use crate::config::{Config, Outbox};
 use crate::ops::controls::Controls;
 use crate::ops::facts::State;
 use crate::ops::{Progress, Reminders, Step, random};
@@ -25,8 +25,6 @@ use crate::source::{
 
 /// How often an outbox that must wait is looked at.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-/// How often Kafka is asked meanwhile.
-const KAFKA_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often an outbox that is served is looked at: what somebody does to its sequence is told by then.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
@@ -62,16 +60,6 @@ pub(super) struct Serving {
     pub(super) status: Arc<Status>,
     pub(super) controls: Arc<Controls>,
     pub(super) news: tokio::sync::watch::Receiver<Arc<Config>>,
-}
-
-/// Asks Kafka now and then whether it is there, while nothing else does: what is told of it would be a guess.
-async fn ask_kafka(kafka: config::Kafka, relay: config::Relay, topics: Arc<Topics>) {
-    loop {
-        let mut sink = KafkaSink::new(&kafka, &relay, Arc::clone(&topics));
-        sink.ready().await;
-        sink.close().await;
-        tokio::time::sleep(KAFKA_PAUSE).await;
-    }
 }
 
 impl Serving {
@@ -145,6 +133,7 @@ impl Serving {
         let began = Instant::now();
         let progress = self.status.loops.begin("look");
         let mut beside = JoinSet::new();
+        beside.spawn(watch::ask_kafka(self.config.clone(), self.topics.clone()));
         loop {
             progress.at(Step::Looking);
             let looked = tokio::select! {
@@ -196,10 +185,6 @@ impl Serving {
                 if !again {
                     tracing::warn!(outbox = %self.outbox.table, "{line}");
                 }
-            }
-            if beside.is_empty() {
-                let (kafka, relay) = (self.config.kafka.clone(), self.config.relay.clone());
-                beside.spawn(ask_kafka(kafka, relay, Arc::clone(&self.topics)));
             }
             tokio::select! {
                 () = stop.cancelled() => return Err(Ended::Stopped),

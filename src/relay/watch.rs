@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::config::{Config, Outbox};
 use crate::ops::facts::State;
 use crate::ops::{Reminders, Step, WINDOW_STEP, random};
+use crate::sink::{KafkaSink, Sink as _, Topics};
 use crate::source::{Polling, Sampler};
 
 /// Samples the table of `outbox` now and then, until `stop`.
@@ -137,6 +138,21 @@ impl Heart {
             self.reminders = Reminders::every(self.pause, now);
         }
         true
+    }
+}
+
+/// How often Kafka is asked while nothing else does.
+const KAFKA_PAUSE: Duration = Duration::from_secs(10);
+
+/// Asks Kafka now and then whether it is there, while nothing else does, from a second on: what is told of it
+/// would be a guess.
+pub(super) async fn ask_kafka(config: Arc<Config>, topics: Arc<Topics>) {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    loop {
+        let mut sink = KafkaSink::new(&config.kafka, &config.relay, Arc::clone(&topics));
+        sink.ready().await;
+        sink.close().await;
+        tokio::time::sleep(KAFKA_PAUSE).await;
     }
 }
 

@@ -100,6 +100,9 @@ pub struct Attempt<'a> {
 mod mocked;
 
 #[cfg(test)]
+mod several;
+
+#[cfg(test)]
 mod testing {
     use std::time::Duration;
 

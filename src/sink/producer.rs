@@ -75,6 +75,23 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Whose producer asks the cluster what is not about a record.
 const FIRST: usize = 0;
 
+/// What goes at once, by several producers, and what waits for it to be acknowledged.
+#[derive(Default)]
+struct Wave<'a> {
+    parts: Vec<Part<'a>>,
+    later: Vec<usize>,
+}
+
+/// What a wave lacks to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Without {
+    /// One beside the first, which cannot be made now.
+    Producer,
+    /// Brokers of the right cluster, or any way to them.
+    Cluster,
+    Time,
+}
+
 /// Publishes one worker's batches to Kafka.
 pub struct KafkaSink {
     kafka: config::Kafka,
@@ -345,23 +362,35 @@ impl KafkaSink {
         give_up: &mut GiveUp<'_, F>,
     ) {
         let mut left = group.to_vec();
+        let mut count = self.producers.shares();
         loop {
             left.retain(|&i| round.may_go(i));
             if left.is_empty() || give_up.over() {
                 return round.leave(&left);
             }
-            let mut later = Vec::new();
-            let mut parts = Vec::new();
-            for (share, part) in self.shares(round, &left).into_iter().enumerate() {
-                if part.is_empty() {
+            let mut wave = Wave::default();
+            let lists = self.shares(round, &left, count).into_iter().enumerate();
+            let mut without = None;
+            for (share, list) in lists.filter(|(_, list)| !list.is_empty()) {
+                without = self.add(round, &mut wave, share, list, give_up).await.err();
+                if without.is_some() {
+                    break;
+                }
+            }
+            match without {
+                None => {}
+                Some(Without::Producer) if count > 1 => {
+                    // while files are half written none can be made, and the first may be there
+                    self.put_back(wave.parts);
+                    count = 1;
                     continue;
                 }
-                let Some(part) = self.part(round, share, part, &mut later, give_up).await else {
-                    self.put_back(parts);
+                Some(_) => {
+                    self.put_back(wave.parts);
                     return round.leave(&left);
-                };
-                parts.push(part);
+                }
             }
+            let Wave { parts, mut later } = wave;
             if !self.send_wave(round, parts, patience, give_up).await {
                 return round.leave(&later);
             }
@@ -370,9 +399,8 @@ impl KafkaSink {
         }
     }
 
-    /// The attempts at `indices`, in order, by the producer that they go to.
-    fn shares(&self, round: &Round<'_>, indices: &[usize]) -> Vec<Vec<usize>> {
-        let count = self.producers.shares();
+    /// The attempts at `indices`, in order, by which of `count` producers they go to.
+    fn shares(&self, round: &Round<'_>, indices: &[usize], count: usize) -> Vec<Vec<usize>> {
         let mut lists = vec![Vec::new(); count];
         let mut shares = Shares::new(count);
         for &i in indices {
@@ -383,43 +411,42 @@ impl KafkaSink {
         lists
     }
 
-    /// What of `indices` may go now to the producer of `share`, and that producer; what may not is for
-    /// `later`. `None`: there is no such producer, or no time.
-    async fn part<'a, F: Future<Output = ()>>(
+    /// Adds to `wave` what of `indices` may go now to the producer of `share`, and that producer.
+    async fn add<'a, F: Future<Output = ()>>(
         &mut self,
         round: &mut Round<'a>,
+        wave: &mut Wave<'a>,
         share: usize,
         indices: Vec<usize>,
-        later: &mut Vec<usize>,
         give_up: &mut GiveUp<'_, F>,
-    ) -> Option<Part<'a>> {
-        let mut generation = match give_up.unless(self.producer(share)).await? {
+    ) -> Result<(), Without> {
+        let producer = give_up.unless(self.producer(share)).await;
+        let mut generation = match producer.ok_or(Without::Time)? {
             Ok(generation) => generation,
+            Err(_) if share != FIRST => return Err(Without::Producer),
             Err(why) => {
                 round.trouble = Some(why);
-                return None;
+                return Err(Without::Cluster);
             }
         };
-        match give_up.unless(self.stranger(&mut generation)).await {
-            Some(None) => {}
-            Some(Some(why)) => {
-                round.trouble = Some(why);
-                end(generation);
-                return None;
-            }
-            None => {
-                end(generation);
-                return None;
-            }
+        let stranger = give_up.unless(self.stranger(&mut generation)).await;
+        if stranger != Some(None) {
+            end(generation);
+            round.trouble = stranger.flatten().or_else(|| round.trouble.take());
+            return Err(Without::Cluster);
         }
         if makes(Mistake::FiveInFlight) {
-            return Some(Part::new(share, generation, indices, HashSet::new()));
+            let part = Part::new(share, generation, indices, HashSet::new());
+            wave.parts.push(part);
+            return Ok(());
         }
         let partitions = |topic: &str| self.topics.partitions(topic);
         let now = Instant::now();
         let split = (generation.opened).split(round.attempts, &indices, partitions, now);
-        later.extend(split.later);
-        Some(Part::new(share, generation, split.now, split.opening))
+        wave.later.extend(split.later);
+        wave.parts
+            .push(Part::new(share, generation, split.now, split.opening));
+        Ok(())
     }
 
     /// Nothing of `parts` was sent.

@@ -5,7 +5,9 @@
 //! side by side, and nothing else changes: a partition belongs to one of them, so a key does, and
 //! what holds for the records of a producer holds for those of a key.
 //!
-//! They are made when their first record comes: whoever publishes to one partition has one producer.
+//! They are made when their first record comes: whoever publishes to one partition has one producer. While
+//! one beside the first cannot be made, because files are half written or memory is short, the first takes
+//! its part as well: nothing of a partition is in two of them at once.
 //!
 //! **Drawback chosen**: each has threads and connections of its own. With two of them for each worker the
 //! median of 500 events a second was 0.59 of that with one where the broker is 1 ms away, and 0.46 at 5 ms;
@@ -88,7 +90,11 @@ impl Producers {
         self.made_at[share] = self.changes;
         self.make(sizes).await.map_err(|error| {
             let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
-            error!("{why}");
+            match share {
+                // without it nothing goes
+                0 => error!("{why}"),
+                _ => debug!("{why}"),
+            }
             why
         })
     }
