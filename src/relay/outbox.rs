@@ -133,7 +133,7 @@ impl Serving {
         let began = Instant::now();
         let progress = self.status.loops.begin("look");
         let mut beside = JoinSet::new();
-        beside.spawn(watch::ask_kafka(self.config.clone(), self.topics.clone()));
+        beside.spawn(watch::ask_kafka(&self.config, &self.topics));
         loop {
             progress.at(Step::Looking);
             let looked = tokio::select! {

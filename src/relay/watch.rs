@@ -146,13 +146,19 @@ const KAFKA_PAUSE: Duration = Duration::from_secs(10);
 
 /// Asks Kafka now and then whether it is there, while nothing else does, from a second on: what is told of it
 /// would be a guess.
-pub(super) async fn ask_kafka(config: Arc<Config>, topics: Arc<Topics>) {
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    loop {
-        let mut sink = KafkaSink::new(&config.kafka, &config.relay, Arc::clone(&topics));
-        sink.ready().await;
-        sink.close().await;
-        tokio::time::sleep(KAFKA_PAUSE).await;
+pub(super) fn ask_kafka(
+    config: &Arc<Config>,
+    topics: &Arc<Topics>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (config, topics) = (Arc::clone(config), Arc::clone(topics));
+    async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        loop {
+            let mut sink = KafkaSink::new(&config.kafka, &config.relay, Arc::clone(&topics));
+            sink.ready().await;
+            sink.close().await;
+            tokio::time::sleep(KAFKA_PAUSE).await;
+        }
     }
 }
 
