@@ -158,7 +158,7 @@ impl Generation {
 
     /// Whether every report is in.
     pub(super) fn is_settled(&self) -> bool {
-        self.reports().group().outstanding == 0
+        self.outstanding() == 0
     }
 
     /// How many reports are not in.
@@ -171,8 +171,8 @@ impl Generation {
         &self.reports().news
     }
 
-    /// Takes everything back that is queued or in flight, begun when this returns: the reports of that
-    /// come afterwards. Whether it could be done.
+    /// Takes everything back that is queued or in flight, on a thread of its own whether that is waited for or
+    /// not. The reports of it come afterwards; none do if it panics.
     pub(super) fn purge(&self) -> JoinHandle<()> {
         let producer = Arc::clone(self.producer.inner());
         let purge = move || producer.purge(PurgeConfig::default().queue().inflight());
@@ -300,6 +300,14 @@ type Wire<'a> = BaseRecord<'a, [u8], [u8], usize>;
 pub(super) struct Refused<'a> {
     pub(super) code: Code,
     pub(super) record: Box<Wire<'a>>,
+}
+
+/// Waits until `done`, which is looked at again at each of `news`. For one waiter at a time: what is told in
+/// between is kept for it, and it may be told of what is past.
+pub(super) async fn until(news: &Notify, done: impl Fn() -> bool) {
+    while !done() {
+        news.notified().await;
+    }
 }
 
 /// Runs `work` on a thread that may block. `None` if it panicked or the runtime is going down.
@@ -569,11 +577,7 @@ mod tests {
         };
         generation.open(1);
         assert!(generation.enqueue(0, &record).is_ok());
-        let all = async {
-            while !generation.is_settled() {
-                generation.news().notified().await;
-            }
-        };
+        let all = until(generation.news(), || generation.is_settled());
         let waited = tokio::time::timeout(Duration::from_secs(10), all).await;
         assert!(waited.is_ok(), "reported");
         let reports = generation.take();

@@ -60,16 +60,19 @@ impl Opened {
         self.topics
             .retain(|_, topic| now.duration_since(topic.since) < OPEN_FOR);
         let mut split = Split::default();
-        let mut counted: Option<(&str, i32)> = None;
+        // of the last topic: records of one mostly come together
+        let mut last: Option<(&str, i32, Option<&HashSet<i32>>)> = None;
         for &index in indices {
             let record = attempts[index].record;
             let topic: &'a str = &record.topic;
-            let partitions = match counted {
-                Some((last, partitions)) if last == topic => partitions,
-                _ => counted.insert((topic, partitions(topic))).1,
+            let (_, partitions, opened) = match last {
+                Some(last) if last.0 == topic => last,
+                _ => {
+                    let opened = self.topics.get(topic).map(|topic| &topic.partitions);
+                    *last.insert((topic, partitions(topic), opened))
+                }
             };
-            let opened = self.topics.get(topic).map(|topic| &topic.partitions);
-            // nearly always, and then nothing is hashed
+            // where one producer has all of them, nearly always
             let all = opened
                 .is_some_and(|opened| i32::try_from(opened.len()).is_ok_and(|it| it >= partitions));
             if all {

@@ -44,7 +44,7 @@ use tracing::debug;
 
 use super::generation::{Generation, Report, ask_limits};
 use super::outcome::{self, Fault};
-use super::producers::{Producers, Shares, end};
+use super::producers::{FIRST, Producers, Shares, end};
 use super::round::Round;
 use super::secured;
 use super::sending::{Ended, GiveUp, Part, collect};
@@ -72,9 +72,6 @@ const EXPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// How long the end of the last producer is waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whose producer asks the cluster what is not about a record.
-const FIRST: usize = 0;
-
 /// What goes at once, by several producers, and what waits for it to be acknowledged.
 #[derive(Default)]
 struct Wave<'a> {
@@ -87,9 +84,8 @@ struct Wave<'a> {
 enum Without {
     /// One beside the first, which cannot be made now.
     Producer,
-    /// Brokers of the right cluster, or any way to them.
+    /// Brokers of the right cluster, a way to them, or the time to find out.
     Cluster,
-    Time,
 }
 
 /// Publishes one worker's batches to Kafka.
@@ -379,13 +375,13 @@ impl KafkaSink {
             }
             match without {
                 None => {}
-                Some(Without::Producer) if count > 1 => {
+                Some(Without::Producer) => {
                     // while files are half written none can be made, and the first may be there
                     self.put_back(wave.parts);
                     count = 1;
                     continue;
                 }
-                Some(_) => {
+                Some(Without::Cluster) => {
                     self.put_back(wave.parts);
                     return round.leave(&left);
                 }
@@ -421,7 +417,7 @@ impl KafkaSink {
         give_up: &mut GiveUp<'_, F>,
     ) -> Result<(), Without> {
         let producer = give_up.unless(self.producer(share)).await;
-        let mut generation = match producer.ok_or(Without::Time)? {
+        let mut generation = match producer.ok_or(Without::Cluster)? {
             Ok(generation) => generation,
             Err(_) if share != FIRST => return Err(Without::Producer),
             Err(why) => {
@@ -432,7 +428,9 @@ impl KafkaSink {
         let stranger = give_up.unless(self.stranger(&mut generation)).await;
         if stranger != Some(None) {
             end(generation);
-            round.trouble = stranger.flatten().or_else(|| round.trouble.take());
+            if let Some(why) = stranger.flatten() {
+                round.trouble = Some(why);
+            }
             return Err(Without::Cluster);
         }
         if makes(Mistake::FiveInFlight) {

@@ -28,21 +28,29 @@ use super::token::Token;
 use crate::config;
 use crate::partition;
 
+/// The share whose producer also asks the cluster what is not about a record.
+pub(super) const FIRST: usize = 0;
+
 /// See the module's description.
 pub(super) struct Producers {
     kafka: config::Kafka,
     relay: config::Relay,
-    /// Of each share, where it is not taken out.
-    made: Vec<Option<Generation>>,
+    shares: Vec<Share>,
     /// Told at each news of one of them.
     news: Arc<Notify>,
     /// What a producer is made of and may change on disk.
     files: Files,
-    /// How often that has changed, how often it had when the producer of each share was made or could not be,
-    /// and when that was last told.
+    /// How often that has changed, and up to which change it was told.
     changes: u64,
-    made_at: Vec<u64>,
-    told_at: u64,
+    told: u64,
+}
+
+#[derive(Default)]
+struct Share {
+    /// Its producer, where that is made and not taken out.
+    made: Option<Generation>,
+    /// How often the files had changed when it was made, or last could not be.
+    changes: u64,
 }
 
 impl Producers {
@@ -50,23 +58,24 @@ impl Producers {
         Self {
             kafka: kafka.clone(),
             relay: relay.clone(),
-            made: (0..relay.producers.max(1)).map(|_| None).collect(),
+            shares: (0..relay.producers.max(1))
+                .map(|_| Share::default())
+                .collect(),
             news: Arc::default(),
             files: Files::of(kafka),
             changes: 0,
-            made_at: vec![0; relay.producers.max(1)],
-            told_at: 0,
+            told: 0,
         }
     }
 
     /// How many shares there are.
     pub(super) fn shares(&self) -> usize {
-        self.made.len()
+        self.shares.len()
     }
 
     #[cfg(test)]
     pub(super) fn made(&self) -> usize {
-        self.made.iter().flatten().count()
+        self.shares.iter().flat_map(|share| &share.made).count()
     }
 
     /// Takes out the producer of `share`, made anew if there is none or it is not sized by `sizes`.
@@ -74,10 +83,11 @@ impl Producers {
         if self.files.changed().await {
             self.changes += 1;
         }
-        if self.made[share].is_some() && self.made_at[share] != self.changes {
+        let Share { made, changes } = &self.shares[share];
+        if made.is_some() && *changes != self.changes {
             self.renew(share, sizes).await;
         }
-        if let Some(generation) = self.made[share].take() {
+        if let Some(generation) = self.shares[share].made.take() {
             if generation.sizes() == sizes && !generation.may_have_moved() {
                 return Ok(generation);
             }
@@ -87,12 +97,12 @@ impl Producers {
             );
             end(generation);
         }
-        self.made_at[share] = self.changes;
+        self.shares[share].changes = self.changes;
         self.make(sizes).await.map_err(|error| {
             let why = format!("a producer cannot be made: {}", outcome::in_words(&error));
             match share {
                 // without it nothing goes
-                0 => error!("{why}"),
+                FIRST => error!("{why}"),
                 _ => debug!("{why}"),
             }
             why
@@ -101,17 +111,18 @@ impl Producers {
 
     /// Puts `generation` back, to be taken again.
     pub(super) fn put(&mut self, share: usize, generation: Generation) {
-        self.made[share] = Some(generation);
+        self.shares[share].made = Some(generation);
     }
 
     /// Lets go of all that are not taken out.
     pub(super) fn end_all(&mut self) {
-        self.made.iter_mut().filter_map(Option::take).for_each(end);
+        let made = self.shares.iter_mut().filter_map(|share| share.made.take());
+        made.for_each(end);
     }
 
     /// As [`Self::end_all`]; completes when they are gone.
     pub(super) async fn close(mut self) {
-        let made = std::mem::take(&mut self.made).into_iter().flatten();
+        let made = self.shares.iter_mut().filter_map(|share| share.made.take());
         let retired: Vec<_> = made.filter_map(Generation::retire).collect();
         for retired in retired {
             // its panic has told its story
@@ -130,11 +141,11 @@ impl Producers {
     async fn renew(&mut self, share: usize, sizes: Sizes) {
         // dropped half-way, it is for the next to do
         let made = self.make(sizes).await;
-        self.made_at[share] = self.changes;
-        let is_news = std::mem::replace(&mut self.told_at, self.changes) != self.changes;
+        self.shares[share].changes = self.changes;
+        let is_news = std::mem::replace(&mut self.told, self.changes) != self.changes;
         match made {
             Ok(generation) => {
-                if let Some(old) = self.made[share].replace(generation) {
+                if let Some(old) = self.shares[share].made.replace(generation) {
                     end(old);
                 }
                 if is_news {

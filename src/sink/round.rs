@@ -242,21 +242,21 @@ impl<'a> Round<'a> {
             Outcome::Paused => {
                 self.faulty.insert(&record.topic);
             }
-            _ => {
-                let at = self.stopped.entry(&record.key).or_insert(i);
-                *at = i.min(*at);
-            }
+            _ => self.stop(i),
         }
         self.outcomes[i] = Some(outcome);
     }
 
     /// The attempts at `indices` are not sent by this publish: nothing of their keys that comes after them is.
     pub(super) fn leave(&mut self, indices: &[usize]) {
-        for &i in indices {
-            let at = self.stopped.entry(&self.attempts[i].record.key);
-            let at = at.or_insert(i);
-            *at = i.min(*at);
-        }
+        indices.iter().for_each(|&i| self.stop(i));
+    }
+
+    /// Nothing of the key of attempt `i` that comes after it may go.
+    fn stop(&mut self, i: usize) {
+        let at = self.stopped.entry(&self.attempts[i].record.key);
+        let at = at.or_insert(i);
+        *at = i.min(*at);
     }
 
     /// How long the records of `trials`, one for each held partition, may take.

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::Attempt;
-use super::generation::{Generation, Refused, Report};
+use super::generation::{Generation, Refused, Report, until};
 use crate::ops::{Mistake, failpoint, makes};
 
 /// How long a record waits for room in the queue before it is tried again.
@@ -119,11 +119,12 @@ pub(super) async fn collect<F: Future<Output = ()>>(
     patience: Option<Duration>,
     give_up: &mut GiveUp<'_, F>,
 ) -> Ended {
-    let settled = |part: &Part<'_>| part.generation.is_settled();
-    let failed = |part: &Part<'_>| part.generation.failed();
-    let reported = until(parts, |parts| {
-        parts.iter().all(settled) || parts.iter().any(failed)
-    });
+    let Some(first) = parts.first() else {
+        return Ended::Answered;
+    };
+    let news = first.generation.news();
+    let failed = || parts.iter().any(|part| part.generation.failed());
+    let reported = until(news, || are_settled(parts) || failed());
     let reported = async {
         match patience {
             Some(patience) => tokio::time::timeout(patience, reported).await.is_ok(),
@@ -137,9 +138,8 @@ pub(super) async fn collect<F: Future<Output = ()>>(
         withdraw(parts).await;
         return Ended::Late;
     }
-    if parts.iter().any(failed) {
-        let all = until(parts, |parts| parts.iter().all(settled));
-        let rest = tokio::time::timeout(FAILURE_GRACE, all);
+    if failed() {
+        let rest = tokio::time::timeout(FAILURE_GRACE, until(news, || are_settled(parts)));
         if !matches!(give_up.unless(rest).await, Some(Ok(()))) {
             withdraw(parts).await;
         }
@@ -147,26 +147,19 @@ pub(super) async fn collect<F: Future<Output = ()>>(
     Ended::Answered
 }
 
-/// Waits until `done`. The producers of a group wake the same waiter, and may for what is past.
-async fn until(parts: &[Part<'_>], done: impl Fn(&[Part<'_>]) -> bool) {
-    while !done(parts) {
-        match parts.first() {
-            Some(part) => part.generation.news().notified().await,
-            None => return,
-        }
-    }
+fn are_settled(parts: &[Part<'_>]) -> bool {
+    parts.iter().all(|part| part.generation.is_settled())
 }
 
 /// Has everything given back that was not answered, and waits for the reports of that, for a while. What
 /// stays silent is as good as unfinished.
 async fn withdraw(parts: &mut [Part<'_>]) {
     let mut purges = Vec::new();
-    for part in parts
-        .iter_mut()
-        .filter(|part| !part.generation.is_settled())
-    {
-        part.withdrawn = true;
-        purges.push(part.generation.purge());
+    for part in parts.iter_mut() {
+        if !part.generation.is_settled() {
+            part.withdrawn = true;
+            purges.push(part.generation.purge());
+        }
     }
     let purged = async {
         for purge in purges {
@@ -175,10 +168,9 @@ async fn withdraw(parts: &mut [Part<'_>]) {
                 std::future::pending::<()>().await;
             }
         }
-        until(parts, |parts| {
-            parts.iter().all(|part| part.generation.is_settled())
-        })
-        .await;
+        if let Some(first) = parts.first() {
+            until(first.generation.news(), || are_settled(parts)).await;
+        }
     };
     if tokio::time::timeout(PURGE_TIMEOUT, purged).await.is_err() {
         let silent: usize = parts.iter().map(|part| part.generation.outstanding()).sum();
