@@ -26,6 +26,8 @@ const LOG_LINES_MAX: usize = 15;
 /// The processes, all of which run unless chaos has one in hand.
 pub(crate) struct Processes {
     parts: Vec<Part>,
+    /// Whether chaos passes the relays by: what a service does wrong shows when it is killed itself.
+    services_only: bool,
     logs: PathBuf,
     /// Where the customers go.
     pub(crate) doors: Doors,
@@ -33,6 +35,7 @@ pub(crate) struct Processes {
 
 struct Part {
     name: String,
+    is_relay: bool,
     start: Box<dyn Fn() -> Command + Send>,
     process: Child,
 }
@@ -57,6 +60,7 @@ impl Processes {
         };
         let mut processes = Self {
             parts: Vec::new(),
+            services_only: manner.mistake.is_some(),
             logs: logs.to_owned(),
             doors,
         };
@@ -69,7 +73,7 @@ impl Processes {
             };
             let (program, place_of, mistake) = (program.clone(), place.clone(), manner.mistake);
             let fetch_wait_ms = manner.fetch_wait_ms.to_string();
-            processes.add(service, move || {
+            processes.add(service, false, move || {
                 let mut command = Command::new(&program);
                 command
                     .arg(service)
@@ -86,7 +90,7 @@ impl Processes {
             })?;
             if writes {
                 let (relay, place) = (std::sync::Arc::clone(&relay), place.clone());
-                processes.add(&format!("{service}'s relay"), move || {
+                processes.add(&format!("{service}'s relay"), true, move || {
                     let mut command = relay.command(&["run"], &place.relay_url(service));
                     command.env("KAFKA_BROKERS", &place.brokers);
                     command
@@ -99,20 +103,17 @@ impl Processes {
     fn add(
         &mut self,
         name: &str,
+        is_relay: bool,
         start: impl Fn() -> Command + Send + 'static,
     ) -> Result<(), Failure> {
-        let process = spawn(start(), &self.log(name))?;
+        let process = spawn(start(), &log(&self.logs, name))?;
         self.parts.push(Part {
             name: name.to_owned(),
+            is_relay,
             start: Box::new(start),
             process,
         });
         Ok(())
-    }
-
-    fn log(&self, name: &str) -> PathBuf {
-        let name = name.replace("'s ", "-");
-        self.logs.join(format!("{name}.log"))
     }
 
     /// How many there are.
@@ -148,8 +149,11 @@ impl Processes {
             if enough.run_until_cancelled(pause).await.is_none() {
                 return Ok(kills);
             }
-            let victim = dice.below(self.parts.len());
-            let Some(part) = self.parts.get_mut(victim) else {
+            let spared = self.services_only;
+            let mut victims: Vec<&mut Part> = self.parts.iter_mut().collect();
+            victims.retain(|part| !(spared && part.is_relay));
+            let victim = dice.below(victims.len());
+            let Some(part) = victims.into_iter().nth(victim) else {
                 return Ok(kills);
             };
             if let Some(status) = part.process.try_wait()? {
@@ -164,12 +168,7 @@ impl Processes {
                 away.as_millis()
             ));
             sleep(away).await;
-            let command = (part.start)();
-            let name = part.name.clone();
-            let process = spawn(command, &self.log(&name))?;
-            if let Some(part) = self.parts.get_mut(victim) {
-                part.process = process;
-            }
+            part.process = spawn((part.start)(), &log(&self.logs, &part.name))?;
         }
     }
 
@@ -185,7 +184,7 @@ impl Processes {
     pub(crate) fn log_tail(&self) -> String {
         let mut tail = String::new();
         for part in &self.parts {
-            let text = std::fs::read(self.log(&part.name)).unwrap_or_default();
+            let text = std::fs::read(log(&self.logs, &part.name)).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<&str> = text.lines().collect();
             if let Some(last) = lines.get(lines.len().saturating_sub(LOG_LINES_MAX)..)
@@ -196,6 +195,12 @@ impl Processes {
         }
         tail
     }
+}
+
+/// Where a process writes its log.
+fn log(logs: &Path, name: &str) -> PathBuf {
+    let name = name.replace("'s ", "-");
+    logs.join(format!("{name}.log"))
 }
 
 fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {
