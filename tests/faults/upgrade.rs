@@ -12,8 +12,8 @@ use crate::support::{self, World, eventually, short_or_long, topic_of};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// The program to upgrade from, and back to: `OUTBOX_TEST_OTHER_RELAY`. CI gives the release build,
-/// which has other optimisations and no failpoints; give an older one before a release.
+/// The program to upgrade from, and back to: `OUTBOX_TEST_OTHER_RELAY`. CI gives the program as users build it,
+/// which has no failpoints; give an older one before a release.
 fn other_program() -> PathBuf {
     let this = PathBuf::from(env!("CARGO_BIN_EXE_outbox-relay"));
     let Some(other) = given("OUTBOX_TEST_OTHER_RELAY").map(PathBuf::from) else {
