@@ -21,7 +21,11 @@ pub(crate) enum Sample {
     Steady(Steady),
     /// Without a relay: each writer publishes what it has committed.
     Direct(Steady),
+    /// Without the relay: the barest polling publisher there is.
+    Bare(Steady),
     Idle,
+    /// Without the relay: as many polls as it makes at rest.
+    BareIdle,
     Postgres(Postgres),
     Kafka(Kafka),
     Debezium(Debezium),
@@ -145,7 +149,11 @@ impl Case {
     /// The builds that it is run with: one, where there is no relay in it.
     pub(crate) fn builds<'a>(&self, all: &'a [Build]) -> &'a [Build] {
         let alone = match self.sample {
-            Sample::Postgres(_) | Sample::Kafka(_) | Sample::Direct(_) => true,
+            Sample::Postgres(_)
+            | Sample::Kafka(_)
+            | Sample::Direct(_)
+            | Sample::Bare(_)
+            | Sample::BareIdle => true,
             Sample::Debezium(which) => which != Debezium::Relay,
             _ => false,
         };
@@ -208,6 +216,11 @@ fn all() -> Vec<Case> {
         name: "idle".to_owned(),
         against: None,
         sample: Sample::Idle,
+    });
+    all.push(Case {
+        name: "bare/idle".to_owned(),
+        against: None,
+        sample: Sample::BareIdle,
     });
     all.extend(bad_days());
     all.extend(links());
@@ -275,11 +288,16 @@ fn steadies() -> Vec<Case> {
         let Sample::Steady(alone) = steady("", *rate, *rows).sample else {
             continue;
         };
-        all.push(Case {
-            name: format!("direct/{name}"),
-            against: Some(format!("steady/{name}")),
-            sample: Sample::Direct(alone),
-        });
+        for (workload, sample) in [
+            ("bare", Sample::Bare(alone.clone())),
+            ("direct", Sample::Direct(alone)),
+        ] {
+            all.push(Case {
+                name: format!("{workload}/{name}"),
+                against: Some(format!("steady/{name}")),
+                sample,
+            });
+        }
     }
     all
 }

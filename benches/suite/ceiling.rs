@@ -22,7 +22,7 @@ use crate::support::kafka::blocking;
 const LANES: u64 = 16;
 const BATCH: usize = 2_000;
 /// As the relay has them: without these the claim becomes a sort.
-const OPEN: &str = "begin isolation level read committed;
+pub(crate) const OPEN: &str = "begin isolation level read committed;
      set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off;
      set local jit = off";
 
@@ -165,7 +165,13 @@ pub(crate) fn producer(
     brokers: &str,
     in_flight: u64,
 ) -> Result<ThreadedProducer<DefaultProducerContext>, KafkaError> {
-    ClientConfig::new()
+    producer_settings(brokers, in_flight).create()
+}
+
+/// The settings of such a producer.
+pub(crate) fn producer_settings(brokers: &str, in_flight: u64) -> ClientConfig {
+    let mut settings = ClientConfig::new();
+    settings
         .set("bootstrap.servers", brokers)
         .set("acks", "all")
         .set("enable.idempotence", "true")
@@ -175,8 +181,8 @@ pub(crate) fn producer(
         )
         .set("partitioner", "murmur2_random")
         .set("compression.type", "lz4")
-        .set("linger.ms", "0")
-        .create()
+        .set("linger.ms", "0");
+    settings
 }
 
 fn produce(

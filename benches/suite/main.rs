@@ -23,6 +23,7 @@
 )]
 #![allow(missing_docs, reason = "nobody links with a benchmark")]
 
+mod bare;
 mod catalog;
 mod ceiling;
 mod debezium;
@@ -190,6 +191,8 @@ async fn measure(stand: &mut Stand, case: &Case, build: &Build, size: Size) -> R
         Sample::Drain(drain) => drain::run(stand, drain, build, size, &mut row).await,
         Sample::Steady(steady) => steady::run(stand, steady, build, size, &mut row).await,
         Sample::Direct(steady) => steady::direct(stand, steady, build, size, &mut row).await,
+        Sample::Bare(steady) => bare::run(stand, steady, build, size, &mut row).await,
+        Sample::BareIdle => bare::idle(stand, build, size, &mut row).await,
         Sample::Idle => steady::idle(stand, build, size, &mut row).await,
         Sample::Postgres(postgres) => {
             ceiling::postgres(stand, *postgres, build, size, &mut row).await

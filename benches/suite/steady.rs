@@ -81,7 +81,7 @@ pub(crate) async fn direct(
     stand.leave(place).await
 }
 
-fn written(taken: &Taken, row: &mut Row) {
+pub(crate) fn written(taken: &Taken, row: &mut Row) {
     row.events = taken.events;
     row.seconds = taken.seconds;
     row.rate = Some(taken.events as f64 / taken.seconds);
