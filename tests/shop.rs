@@ -194,8 +194,11 @@ fn money_stock_and_read_model_agree_whatever_is_killed() {
     });
 }
 
+/// Whether a fault is the one that is meant.
+type Meant = fn(&str) -> bool;
+
 /// What can be done wrong, and how the checker tells it.
-const MISTAKES: [(&str, fn(&str) -> bool); 6] = [
+const MISTAKES: [(&str, Meant); 6] = [
     ("mark-after-commit", done_twice),
     ("ignore-marks", done_twice),
     ("offset-first", left_placed),
