@@ -425,3 +425,31 @@ fn a_migration_with_a_lower_number_than_the_newest_is_still_applied() {
         assert!(setup.until_empty(LATER).await.success());
     });
 }
+
+#[test]
+fn each_file_of_migrations_is_applied_under_its_number() {
+    support::run(async |world| {
+        let (setup, _) = Outbox::classic().prepare(world).await;
+        setup.migrate().await;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+        let mut files = Vec::new();
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let (number, about) = name.split_once('_').unwrap();
+            let (number, about): (i64, _) = (number.parse().unwrap(), about.replace('_', " "));
+            let text = std::fs::read_to_string(&path).unwrap();
+            let is = sqlx::query_scalar::<_, bool>(
+                "select exists (select from outbox_relay.migrations
+                                 where version = $1 and description = $2
+                                   and checksum = sha384(convert_to($3, 'UTF8')))",
+            );
+            let is = is.bind(number).bind(about).bind(text);
+            assert!(is.fetch_one(&world.pool).await.unwrap(), "{name}");
+            files.push(number);
+        }
+        let recorded = "select count(*) from outbox_relay.migrations";
+        let recorded = world.number(recorded).await;
+        assert_eq!(usize::try_from(recorded).unwrap(), files.len());
+    });
+}

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection as _, FromRow, PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::Failure;
 use crate::place::{Place, SERVICES};
 
 /// An order, by the orders service.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone)]
 pub(crate) struct Order {
     pub(crate) id: Uuid,
     pub(crate) customer: String,
@@ -22,7 +23,7 @@ pub(crate) struct Order {
 }
 
 /// An order, by the projector.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone)]
 pub(crate) struct Shown {
     pub(crate) order_id: Uuid,
     pub(crate) customer: Option<String>,
@@ -38,7 +39,7 @@ pub(crate) struct Shown {
 }
 
 /// What there is of something, and what there was at first.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone)]
 pub(crate) struct Holding {
     pub(crate) name: String,
     pub(crate) at_first: i64,
@@ -48,7 +49,7 @@ pub(crate) struct Holding {
 }
 
 /// Something that was done for an order.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone)]
 pub(crate) struct Deed {
     pub(crate) order_id: Uuid,
     pub(crate) kind: String,
@@ -57,6 +58,24 @@ pub(crate) struct Deed {
     /// Cents, or pieces.
     pub(crate) amount: i64,
 }
+
+/// Reads each member from the column of its name: what `derive(sqlx::FromRow)` does, without sqlx's macros.
+macro_rules! from_columns {
+    ($what:ident: $($member:ident)+) => {
+        impl FromRow<'_, PgRow> for $what {
+            fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+                Ok(Self {
+                    $($member: row.try_get(stringify!($member))?),+
+                })
+            }
+        }
+    };
+}
+
+from_columns!(Order: id customer sku quantity cents status reason version);
+from_columns!(Shown: order_id customer sku quantity cents status reason version stock payment events);
+from_columns!(Holding: name at_first now reserved);
+from_columns!(Deed: order_id kind of amount);
 
 /// All of it, read one after the other: they agree when nothing moves.
 #[derive(Debug, Default)]

@@ -11,9 +11,9 @@
 //! from below: zero and less, so that no number is needed in advance and nothing is locked for long.
 //! Published rows keep no number and are not touched.
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{Migration as Numbered, MigrationType, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _};
 
 use super::archive_sql;
 use super::ddl::Ddl;
@@ -26,7 +26,48 @@ use super::session::{Session, answer};
 use crate::config::{Config, Database, OnPublished, Outbox};
 use crate::route::Router;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+/// `migrations/`: the number, what it is about, and the statements. A list, because sqlx's macro would have half of
+/// sqlx be compiled a second time, for the compiler.
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "relay", include_str!("../../migrations/0001_relay.sql")),
+    (
+        2,
+        "parking",
+        include_str!("../../migrations/0002_parking.sql"),
+    ),
+    (
+        3,
+        "parked long keys",
+        include_str!("../../migrations/0003_parked_long_keys.sql"),
+    ),
+    (4, "views", include_str!("../../migrations/0004_views.sql")),
+    (
+        5,
+        "operating",
+        include_str!("../../migrations/0005_operating.sql"),
+    ),
+    (
+        6,
+        "archive",
+        include_str!("../../migrations/0006_archive.sql"),
+    ),
+    (
+        7,
+        "settled",
+        include_str!("../../migrations/0007_settled.sql"),
+    ),
+    (
+        8,
+        "layouts",
+        include_str!("../../migrations/0008_layouts.sql"),
+    ),
+    (9, "emit", include_str!("../../migrations/0009_emit.sql")),
+    (
+        10,
+        "parked record",
+        include_str!("../../migrations/0010_parked_record.sql"),
+    ),
+];
 
 /// The name of the bookkeeping table. The service may own the usual one.
 const BOOKKEEPING: &str = "outbox_relay.migrations";
@@ -87,9 +128,9 @@ impl<'a> Migration<'a> {
             "-- What outbox-relay needs, as printed by `outbox-relay migrate --print`. It may run \
              twice.\n-- Not in one transaction: `create index concurrently` refuses to.\n",
         );
-        for migration in MIGRATIONS.iter() {
+        for (_, _, statements) in MIGRATIONS {
             sql.push('\n');
-            sql.push_str(migration.sql.as_str());
+            sql.push_str(statements);
         }
         for outbox in outboxes {
             let ddl = Ddl::of(outbox, outbox.lanes);
@@ -150,7 +191,11 @@ impl<'a> Migration<'a> {
             say("making the schema outbox_relay");
         }
         if !is_up_to_date(connection, limit).await? {
-            let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
+            let numbered = |(number, about, statements): &(i64, &'static str, &'static str)| {
+                let (about, kind) = ((*about).into(), MigrationType::Simple);
+                Numbered::new(*number, about, kind, statements.into_sql_str(), false)
+            };
+            let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().map(numbered).collect());
             migrator.dangerous_set_table_name(BOOKKEEPING);
             migrator.create_schema("outbox_relay");
             // a newer relay may have been here
@@ -192,7 +237,7 @@ async fn schema_is_there(
 /// Asks whether every migration of this build is recorded. Not the newest alone: one with a lower number may
 /// have come later.
 pub(super) fn recorded() -> String {
-    let versions = MIGRATIONS.iter().map(|one| one.version.to_string());
+    let versions = MIGRATIONS.iter().map(|(number, ..)| number.to_string());
     format!(
         "select '{{{}}}'::int8[] <@ array(select version from {BOOKKEEPING} where success)",
         versions.collect::<Vec<_>>().join(",")
