@@ -11,9 +11,8 @@
 //! from below: zero and less, so that no number is needed in advance and nothing is locked for long.
 //! Published rows keep no number and are not touched.
 
-use sqlx::migrate::{Migration as Numbered, MigrationType, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row, SqlSafeStr as _};
+use sqlx::{AssertSqlSafe, Row};
 
 use super::archive_sql;
 use super::ddl::Ddl;
@@ -21,53 +20,11 @@ use super::emit_sql;
 use super::error::Error;
 use super::grants;
 use super::layout::{index_name, literal, names, quote_table};
+use super::migrations::{MIGRATIONS, migrator};
 use super::partitions::relations;
 use super::session::{Session, answer};
 use crate::config::{Config, Database, OnPublished, Outbox};
 use crate::route::Router;
-
-/// `migrations/`: the number, what it is about, and the statements. A list, because sqlx's macro would have half of
-/// sqlx be compiled a second time, for the compiler.
-const MIGRATIONS: &[(i64, &str, &str)] = &[
-    (1, "relay", include_str!("../../migrations/0001_relay.sql")),
-    (
-        2,
-        "parking",
-        include_str!("../../migrations/0002_parking.sql"),
-    ),
-    (
-        3,
-        "parked long keys",
-        include_str!("../../migrations/0003_parked_long_keys.sql"),
-    ),
-    (4, "views", include_str!("../../migrations/0004_views.sql")),
-    (
-        5,
-        "operating",
-        include_str!("../../migrations/0005_operating.sql"),
-    ),
-    (
-        6,
-        "archive",
-        include_str!("../../migrations/0006_archive.sql"),
-    ),
-    (
-        7,
-        "settled",
-        include_str!("../../migrations/0007_settled.sql"),
-    ),
-    (
-        8,
-        "layouts",
-        include_str!("../../migrations/0008_layouts.sql"),
-    ),
-    (9, "emit", include_str!("../../migrations/0009_emit.sql")),
-    (
-        10,
-        "parked record",
-        include_str!("../../migrations/0010_parked_record.sql"),
-    ),
-];
 
 /// The name of the bookkeeping table. The service may own the usual one.
 const BOOKKEEPING: &str = "outbox_relay.migrations";
@@ -191,11 +148,7 @@ impl<'a> Migration<'a> {
             say("making the schema outbox_relay");
         }
         if !is_up_to_date(connection, limit).await? {
-            let numbered = |(number, about, statements): &(i64, &'static str, &'static str)| {
-                let (about, kind) = ((*about).into(), MigrationType::Simple);
-                Numbered::new(*number, about, kind, statements.into_sql_str(), false)
-            };
-            let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().map(numbered).collect());
+            let mut migrator = migrator();
             migrator.dangerous_set_table_name(BOOKKEEPING);
             migrator.create_schema("outbox_relay");
             // a newer relay may have been here

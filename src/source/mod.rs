@@ -34,6 +34,7 @@ mod left;
 mod lookup;
 mod migrate;
 mod migrate_index;
+mod migrations;
 pub mod parked;
 mod parking;
 mod partitions;
