@@ -49,8 +49,14 @@ impl Judge<'_> {
                 Line::skip("topic", "every topic: nobody can be asked"),
             ],
             Cluster::Reached { brokers, topics } => {
-                let s = if *brokers == 1 { "" } else { "s" };
-                let mut lines = vec![Line::ok("kafka", format!("{brokers} broker{s} at {}", self.kafka.brokers))];
+                let at = &self.kafka.brokers;
+                let mut lines = vec![match brokers {
+                    0 => Line::fail("kafka", format!("{at} answers, and knows of no broker that serves")).words(
+                        "wait until its brokers have joined, or look in their logs for why they have not",
+                    ),
+                    1 => Line::ok("kafka", format!("1 broker at {at}")),
+                    _ => Line::ok("kafka", format!("{brokers} brokers at {at}")),
+                }];
                 let weak = weaknesses(self.kafka).into_iter();
                 lines.extend(weak.map(|Trouble { what, next_step }| Line::warn("tls", what).words(next_step)));
                 for topic in topics {
@@ -307,6 +313,26 @@ mod tests {
         );
         let items: Vec<_> = lines.iter().map(|(_, item, _)| *item).collect();
         assert_eq!(items, ["kafka", "topic", "replicas", "unclean", "size"]);
+    }
+
+    #[test]
+    fn a_cluster_without_a_broker_that_serves_is_none() {
+        let kafka = config::Kafka {
+            brokers: "localhost:9092".into(),
+            message_bytes_max: 1_000_000,
+            properties: BTreeMap::new(),
+            files: BTreeMap::new(),
+        };
+        let judge = Judge {
+            kafka: &kafka,
+            largest: &BTreeMap::new(),
+        };
+        for (brokers, level) in [(0, Level::Fail), (1, Level::Ok), (3, Level::Ok)] {
+            let topics = Vec::new();
+            let lines = judge.lines(&Cluster::Reached { brokers, topics });
+            let told: Vec<_> = lines.iter().map(|line| (line.level, line.item)).collect();
+            assert_eq!(told, [(level, "kafka")], "{brokers} brokers");
+        }
     }
 
     #[test]

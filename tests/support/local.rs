@@ -77,8 +77,9 @@ pub(crate) fn kafka_settings(
         set("transaction.state.log.min.isr", "1"),
         set("group.initial.rebalance.delay.ms", "0"),
         set("auto.create.topics.enable", "false"),
-        // The registration of a killed broker keeps its successor out until this has passed.
-        set("broker.session.timeout.ms", "2000"),
+        // The registration of a killed broker keeps its successor out until this has passed; a broker that gets no
+        // processor for as long is no leader any more.
+        set("broker.session.timeout.ms", "6000"),
         set("broker.heartbeat.interval.ms", "500"),
     ]
 }
