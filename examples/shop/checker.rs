@@ -1,7 +1,7 @@
 //! The checker: holds what the customers were told, the money, the stock and the read model against each other.
 //! Pure, so that each rule can be read by itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
@@ -175,7 +175,8 @@ fn holdings(
 
 /// The read model is what it would be if it were made anew of the services' own tables.
 fn read_model(books: &Books, faults: &mut Vec<String>) {
-    let mut totals: HashMap<&str, (i64, i64)> = HashMap::new();
+    // sorted, so that the same fault reads the same each time
+    let mut totals: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
     for order in books.orders.values() {
         let Some(shown) = books.shown.get(&order.id) else {
             faults.push(format!("order {} is not in the read model", order.id));
@@ -215,7 +216,7 @@ fn read_model(books: &Books, faults: &mut Vec<String>) {
     {
         faults.push(format!("the read model has order {id}, which there is not"));
     }
-    let shown: HashMap<_, _> = books
+    let shown: BTreeMap<_, _> = books
         .totals
         .iter()
         .map(|(name, total)| (name.as_str(), *total))

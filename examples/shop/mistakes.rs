@@ -96,7 +96,7 @@ pub(crate) async fn once<S: Service>(
         follows = service.act(&mut transaction, event).await?;
     }
     note(&mut transaction, event, seen).await?;
-    if mistake == Mistake::TellAfterCommit {
+    if mistake == Mistake::TellAfterCommit && follows.is_some() {
         transaction.commit().await?;
         sleep(BETWEEN).await;
         transaction = pool.begin().await?;

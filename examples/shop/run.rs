@@ -25,6 +25,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the books must go on agreeing: a copy that comes late may change nothing.
 const CALM: Duration = Duration::from_secs(1);
 
+/// How long the same faults must be there, once the budget is used up, to be more than late; and how long that is
+/// waited for.
+const STUCK: Duration = Duration::from_secs(2);
+const LATE_MAX: Duration = Duration::from_secs(45);
+
 /// Faults that are printed; more of them say the same.
 const FAULTS_SHOWN: usize = 12;
 
@@ -255,8 +260,8 @@ async fn over(duration: Duration, enough: &CancellationToken) -> Result<Instant,
     Ok(Instant::now())
 }
 
-/// Reads the books until they agree, and a while longer; the last ones, what is wrong with them, and after how long
-/// nothing was.
+/// Reads the books until they agree, and a while longer, or until the budget is used up and nothing moves any more:
+/// what is only late is told as that. The last ones, what is wrong with them, and after how long nothing was.
 async fn agree(
     place: &Place,
     placed: &[Placed],
@@ -264,17 +269,29 @@ async fn agree(
     since: Instant,
 ) -> Result<(Books, Vec<String>, Option<Duration>), Failure> {
     let mut agreed: Option<Duration> = None;
+    let mut stuck = (Vec::new(), Duration::ZERO);
     loop {
         let books = Books::read(place).await?;
-        let wrong = faults(placed, &books);
+        let mut wrong = faults(placed, &books);
+        wrong.sort_unstable();
         let now = since.elapsed();
+        if wrong != stuck.0 {
+            stuck = (wrong.clone(), now);
+        }
+        let ended = now > budget && now > stuck.1 + STUCK || now > budget + LATE_MAX;
         match (wrong.is_empty(), agreed) {
+            (true, None) if now > budget => {
+                wrong.push(format!(
+                    "all of it agrees, but only {now:.1?} after the last order"
+                ));
+                return Ok((books, wrong, None));
+            }
             (true, None) => agreed = Some(now),
             (true, Some(at)) if now > at + CALM => return Ok((books, wrong, agreed)),
             (true, Some(_)) => {}
             // they agreed, and something has changed them
             (false, Some(_)) => return Ok((books, wrong, None)),
-            (false, None) if now > budget => return Ok((books, wrong, None)),
+            (false, None) if ended => return Ok((books, wrong, None)),
             (false, None) => {}
         }
         sleep(LOOK_INTERVAL).await;
