@@ -16,11 +16,11 @@ soak *ARGS:
     OUTBOX_TEST_SOAK=1 cargo test --test main {{ARGS}}
 
 # how fast, on servers of its own: `just bench`, `just bench drain steady/500x1`, `just bench --list`. The relay
-# that is measured is the release build; the suite is built as the tests are, but optimised, for its own reading and
-# producing (`ceiling`) is what the relay's is measured against
+# that is measured is the release build; the suite is built with the tests' profile, but as optimised, with all that is
+# under it, for its own reading and producing (`ceiling`, `bare`) is what the relay's is measured against
 bench *ARGS:
     cargo build --locked --release
-    CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo bench --locked --profile dev --bench suite -- {{ARGS}}
+    CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo bench --locked --profile dev --config 'profile.dev.package."*".opt-level=3' --bench suite -- {{ARGS}}
 
 # lets a fuzzer loose on `config` or `row`; wants nightly Rust and cargo-fuzz. No sanitizer: the code is
 # safe Rust, and librdkafka's configure does not get along with one

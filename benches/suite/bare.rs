@@ -129,6 +129,7 @@ pub(crate) async fn idle(
 ) -> Result<(), String> {
     let mut place = migrated(stand, None, "jsonb", "delete", build).await?;
     let mut connection = place.connect().await?;
+    sleep(Duration::from_secs(3)).await;
     let before = Meter::start(stand, &mut place).await?;
     let (used, began) = (used_us(std::process::id()), Instant::now());
     while began.elapsed() < Duration::from_secs(2 * size.seconds.max(1)) {

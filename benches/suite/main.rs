@@ -7,8 +7,8 @@
 //!
 //! What is measured is a release build of the relay, `cargo build --release`, or the builds that
 //! `OUTBOX_BENCH_RELAY` names. Never the one cargo makes beside this program: with it come the tests'
-//! failpoints and traces. This program itself is built as the tests are, so that nobody waits for a second
-//! optimised build of everything.
+//! failpoints and traces. This program itself is to be as optimised, for what it does without a relay is what the
+//! relay is measured against.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
