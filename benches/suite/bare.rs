@@ -97,13 +97,7 @@ pub(crate) async fn run(
         let (enough, handle) = (Arc::clone(&enough), Handle::current());
         std::thread::spawn(move || relay(&handle, connection, &producer, &topic, &enough))
     };
-    let arrival = Arrival {
-        rate: steady.rate,
-        rows_per_transaction: steady.rows_per_transaction,
-        lasting: Duration::from_secs(size.seconds.max(1)),
-        past: 1,
-        direct: false,
-    };
+    let arrival = Arrival::of(steady, size, 1, false);
     let taken = arrival.run(&place).await;
     enough.store(true, Ordering::Relaxed);
     let batches = relaying.join().map_err(|_| "the publisher panicked")??;

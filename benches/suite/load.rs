@@ -12,6 +12,8 @@ use sqlx::PgConnection;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use crate::Size;
+use crate::catalog::Steady;
 use crate::ceiling::producer;
 use crate::stand::{PARTITIONS, Place};
 
@@ -208,6 +210,17 @@ pub(crate) struct Taken {
 }
 
 impl Arrival {
+    /// What arrives in a steady case, with `past` records in the topic before.
+    pub(crate) fn of(steady: &Steady, size: Size, past: u64, direct: bool) -> Self {
+        Self {
+            rate: steady.rate,
+            rows_per_transaction: steady.rows_per_transaction,
+            lasting: Duration::from_secs(size.seconds.max(1)),
+            past,
+            direct,
+        }
+    }
+
     /// Writes, and reads what arrives in Kafka until all of it has.
     ///
     /// The time of an event is from just before its commit is sent (a row that is a transaction by itself

@@ -33,13 +33,7 @@ pub(crate) async fn run(
     };
     let mut relays = [serve(&mut place, steady.mode, build, past).await?];
     let before = Meter::read(stand, &mut place, &relays).await?;
-    let arrival = Arrival {
-        rate: steady.rate,
-        rows_per_transaction: steady.rows_per_transaction,
-        lasting: Duration::from_secs(size.seconds.max(1)),
-        past,
-        direct: false,
-    };
+    let arrival = Arrival::of(steady, size, past, false);
     let taken = arrival.run(&place).await?;
     before
         .stop(stand, &mut place, &relays, taken.events, row)
@@ -65,13 +59,7 @@ pub(crate) async fn direct(
     // the writers' inserts are to be the same
     let mut place = migrated(stand, None, "jsonb", steady.mode, build).await?;
     let before = Meter::start(stand, &mut place).await?;
-    let arrival = Arrival {
-        rate: steady.rate,
-        rows_per_transaction: steady.rows_per_transaction,
-        lasting: Duration::from_secs(size.seconds.max(1)),
-        past: 1,
-        direct: true,
-    };
+    let arrival = Arrival::of(steady, size, 1, true);
     let taken = arrival.run(&place).await?;
     before
         .stop(stand, &mut place, &[], taken.events, row)
