@@ -239,7 +239,7 @@ fn the_checker_notices_each_way_to_do_it_wrong() {
             .skip(usize::try_from(first).unwrap());
         for (mistake, noticed) in mistakes.take(support::short_or_long(2, MISTAKES.len())) {
             let mut seen = Vec::new();
-            // some show only when one of the services is killed at the right moment, which is every third or so
+            // some show only when one of the services is killed at the right moment
             for attempt in 0..3 {
                 let arguments = ["--rate", "15", "--budget", "5s", "--mistake", *mistake];
                 let wrong = wild_shop(world, 10, &arguments).await;

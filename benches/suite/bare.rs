@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{
     BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer,
 };
@@ -19,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::Size;
 use crate::catalog::Steady;
-use crate::ceiling::{OPEN, producer_settings};
+use crate::ceiling::{OPEN, enqueue, producer_settings};
 use crate::load::Arrival;
 use crate::meter::{Meter, used_us};
 use crate::relays::{Build, migrated};
@@ -193,26 +192,8 @@ fn publish(
     for row in rows {
         let (id, kind): (sqlx::types::Uuid, &str) = (row.get(3), row.get(6));
         let id = id.to_string();
-        let headers = OwnedHeaders::new()
-            .insert(Header {
-                key: "event_id",
-                value: Some(&id),
-            })
-            .insert(Header {
-                key: "event_type",
-                value: Some(kind),
-            });
-        let mut record = BaseRecord::to(topic)
-            .key(row.get::<&str, _>(5))
-            .payload(row.get::<&str, _>(7))
-            .headers(headers);
-        while let Err((error, back)) = producer.send(record) {
-            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
-                return Err(error);
-            }
-            std::thread::sleep(PAUSE);
-            record = back;
-        }
+        let record = BaseRecord::to(topic).key(row.get(5)).payload(row.get(7));
+        enqueue(producer, record, &id, kind)?;
     }
     let count = told.count.lock().unwrap();
     drop(told.more.wait_while(count, |count| *count < all).unwrap());

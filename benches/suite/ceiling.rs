@@ -5,7 +5,9 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{
+    BaseRecord, DefaultProducerContext, Producer, ProducerContext, ThreadedProducer,
+};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -200,26 +202,33 @@ fn produce(
             "{{\"note\": \"{note}\", \"items\": [1, 2, 3], \"total\": {number}.5, \"customer\": \
              \"{number:032x}\", \"order_id\": {number}}}"
         );
-        let headers = OwnedHeaders::new()
-            .insert(Header {
-                key: "event_id",
-                value: Some(&id),
-            })
-            .insert(Header {
-                key: "event_type",
-                value: Some("OrderCreated"),
-            });
-        let mut record = BaseRecord::to(topic)
-            .key(&key)
-            .payload(&value)
-            .headers(headers);
-        while let Err((error, back)) = producer.send(record) {
-            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
-                return Err(error);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-            record = back;
-        }
+        let record = BaseRecord::to(topic).key(&*key).payload(&*value);
+        enqueue(&producer, record, &id, "OrderCreated")?;
     }
     producer.flush(Duration::from_secs(120))
+}
+
+/// Hands a record to a producer with the headers that the relay gives it, as soon as there is room.
+pub(crate) fn enqueue<C: ProducerContext<DeliveryOpaque = ()>>(
+    producer: &ThreadedProducer<C>,
+    record: BaseRecord<'_, str, str>,
+    id: &str,
+    kind: &str,
+) -> Result<(), KafkaError> {
+    let header = |key, value| Header {
+        key,
+        value: Some(value),
+    };
+    let headers = OwnedHeaders::new()
+        .insert(header("event_id", id))
+        .insert(header("event_type", kind));
+    let mut record = record.headers(headers);
+    while let Err((error, back)) = producer.send(record) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        record = back;
+    }
+    Ok(())
 }
