@@ -335,6 +335,36 @@ async fn park(world: &World, key: &str, state: &str, n: i64, value: &str, age: &
         .await;
 }
 
+/// Which lanes have such rows is read of the first of them alone, and those may all have to wait.
+#[test]
+fn a_row_to_retry_is_found_behind_many_that_cannot_be_published_yet() {
+    support::run(async |world| {
+        let (_, setup, aggregate_type) = prepared(world, "").await;
+        let topic = topic_of(&aggregate_type);
+        let lanes = "select count(distinct hashtext(k) & 15) from unnest(array['held', 'free']) k";
+        assert_eq!(world.number(lanes).await, 2);
+        park(world, "held", "retry", 250, "'{}'", "1 minute").await;
+        let pause = ["pause", "--topic", "order-events", "--yes"];
+        crate::operating::ends(&setup, &pause, 0).await;
+        park(world, "free", "retry", 1, "'{}'", "1 minute").await;
+        let later = format!(
+            "update outbox_relay.parked set seq = 1000, topic = '{topic}' where aggregate_id = 'free'"
+        );
+        world.execute(&later).await;
+        let drawn = "select setval('outbox_seq_seq', 1000)";
+        assert_eq!(world.number(drawn).await, 1000);
+        let relay = setup.run();
+        eventually(
+            SOON,
+            "the row whose topic is not paused is published",
+            async || world.kafka.count(&topic).await == 1,
+        )
+        .await;
+        assert_eq!(count(world, "retry").await, 250);
+        relay.stop().await;
+    });
+}
+
 #[test]
 fn nothing_changes_without_yes() {
     support::run(async |world| {

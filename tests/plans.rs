@@ -17,11 +17,12 @@ const LANES: u16 = 16;
 /// Arguments of each statement, as `execute` takes them.
 const ARGUMENTS: &[(&str, &[&str])] = &[
     (
+        "sweep",
+        &["'{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}'", "'{3}'"],
+    ),
+    (
         "lanes",
-        &[
-            "'{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}', true, 4",
-            "'{3}', false, 1",
-        ],
+        &["'{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}', 4", "'{3}', 1"],
     ),
     (
         "claim",
@@ -254,7 +255,8 @@ fn what_a_batch_repeats_is_planned_once() {
         };
         let mut connection = PgConnection::connect(&world.database_url).await.unwrap();
         for (statement, arguments) in [
-            ("lanes", "('{0,1,2,3}', true, 4)"),
+            ("sweep", "('{0,1,2,3}')"),
+            ("lanes", "('{0,1,2,3}', 1)"),
             ("claim_all", "('{7}', '{1000}', '{9}')"),
             ("finish", "('pg_class'::regclass, '{\"(0,1)\"}')"),
         ] {

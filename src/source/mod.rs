@@ -112,6 +112,7 @@ pub fn hot_statements(
     let waiting = aggregates::Sql::render(name, layout, lanes, 30_000);
     let named = [
         ("open", all.open),
+        ("sweep", all.sweep),
         ("lanes", all.lanes),
         ("claim", all.claim.plain),
         ("claim_all", all.claim_all.plain),

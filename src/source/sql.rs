@@ -19,6 +19,7 @@ use crate::ops::{Mistake, makes};
 #[derive(Debug, Clone)]
 pub(super) struct Statements {
     pub(super) open: SqlStr,
+    pub(super) sweep: SqlStr,
     pub(super) lanes: SqlStr,
     pub(super) claim: Filtered,
     pub(super) claim_all: Filtered,
@@ -82,6 +83,10 @@ pub(super) const PINS: &str = "set local enable_seqscan = off;
      set local enable_bitmapscan = off;
      set local enable_sort = off;
      set local row_security = off;";
+
+/// Of how many parked rows that somebody decided about the lanes are read: where there are more, every lane
+/// may have one.
+const DECIDED_MAX: usize = 100;
 
 /// The lane of a row: a hash of the aggregate id as text. The index has this very expression.
 pub(super) fn lane_of(row: &Names, lanes: u16) -> String {
@@ -157,6 +162,27 @@ impl Statements {
                 "t.tableoid = $1 and t.ctid = any ($2::tid[])".to_owned()
             },
         );
+        let decided =
+            format!("(cardinality(d.decided) = {DECIDED_MAX} or l.lane = any (d.decided))");
+        let lanes = |wanted: &str, taken: &str| {
+            format!(
+                "with d as materialized (
+                   select o.routing, {sequence} as sequence,
+                          array(select p.hash & {mask} from outbox_relay.parked p
+                                 where p.outbox = {outbox} and p.state in ('retry', 'skip')
+                                 limit {DECIDED_MAX}) as decided
+                     from outbox_relay.outbox o where o.name = {outbox})
+                 select l.lane, d.routing, {decided} as decided,
+                        (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes,
+                        array(select u.topic from outbox_relay.pause u where u.outbox = {outbox}) as paused,
+                        {settled}
+                   from outbox_relay.lane l
+                  cross join d
+                  where l.outbox = {outbox} and l.lane = any ($1::int4[]) {wanted}
+                  {taken}",
+                sequence = sequence(&rows),
+            )
+        };
         let filtered = |render: &dyn Fn(&str) -> String| Filtered {
             plain: sql(render("")),
             filtered: sql(render(&waits)),
@@ -186,38 +212,32 @@ impl Statements {
                 ),
             )),
 
-            // Takes up to $3 of the lanes $1, the first of them first: those that are free and, if
-            // $2, have work. Locks the lane rows it returns and no other. Counts all there are: whoever
-            // counts on another number would claim the rows of lanes it does not hold. Says what somebody
-            // paused: an empty topic is the whole outbox. And how far each lane is settled, which a row
-            // that waited for its lock shows as it is then.
+            // Takes those of the lanes $1 that are free and have work. Locks the lane rows it returns and no
+            // other. Counts all there are: whoever counts on another number would claim the rows of lanes it
+            // does not hold. Says what somebody paused: an empty topic is the whole outbox. And how far each
+            // lane is settled, which a row that waited for its lock shows as it is then.
+            // What is the same for all lanes is read once, in front: this runs in each batch of few rows and in
+            // most polls, where starting it costs more than running it.
             // Plan: index scan of the lanes; for `has work` one probe of the lane index a lane. Not
             // `exists`: under an `or` the planner hashes its whole subquery, the whole backlog
             // (4 s for a million rows); a scalar subquery is run as written.
-            lanes: sql(format!(
-                "with {drawn}
-                 select l.lane, o.routing,
-                        exists (select from outbox_relay.parked p
-                                 where p.outbox = {outbox} and p.state in ('retry', 'skip')
-                                   and (p.hash & {mask}) = l.lane) as decided,
-                        (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes,
-                        array(select u.topic from outbox_relay.pause u where u.outbox = {outbox}) as paused,
-                        {settled}
-                   from outbox_relay.lane l
-                   join outbox_relay.outbox o on o.name = l.outbox
-                  cross join drawn d
-                  where l.outbox = {outbox} and l.lane = any ($1::int4[])
-                    and (not $2
-                         or (select true from {rows} t
-                              where {pending} and {lane} = l.lane
-                                and t.seq > coalesce({settled}, ({least})::int8) limit 1)
-                         or (select true from outbox_relay.parked p
-                              where p.outbox = {outbox} and p.state in ('retry', 'skip')
-                                and (p.hash & {mask}) = l.lane limit 1))
-                  order by array_position($1, l.lane)
-                  limit $3 {lock_lanes}",
-                drawn = drawn(&rows),
-                least = i64::MIN,
+            sweep: sql(lanes(
+                &format!(
+                    "and ({decided}
+                          or (select true from {rows} t
+                               where {pending} and {lane} = l.lane
+                                 and t.seq > coalesce({settled}, ({least})::int8) limit 1))",
+                    least = i64::MIN,
+                ),
+                lock_lanes,
+            )),
+
+            // Takes up to $2 of the lanes $1 that are free, the first of them first, whether they have work or
+            // not. Otherwise the same.
+            // Plan: index scan of the lanes, which are sorted.
+            lanes: sql(lanes(
+                "",
+                &format!("order by array_position($1, l.lane) limit $2 {lock_lanes}"),
             )),
 
             // Claims the oldest pending rows of each lane $1, at most $2 of it, behind $3: the lane is
@@ -528,11 +548,17 @@ fn marked(layout: &Layout) -> String {
 /// sequence; null where the relay may not read it. It is read once, however many lanes there are.
 pub(super) fn drawn(rows: &str) -> String {
     format!(
-        "drawn as materialized (
-           select (select array[pg_sequence_last_value(s.oid), pg_relation_filenode(s.oid)::int8]
-                     from pg_catalog.pg_class s
-                    where s.oid = pg_get_serial_sequence({table}, 'seq')::regclass
-                      and has_sequence_privilege(s.oid, 'usage, select')) as sequence)",
+        "drawn as materialized (select {} as sequence)",
+        sequence(rows)
+    )
+}
+
+/// Those two, as an array. The name is looked up once, which takes most of the time.
+fn sequence(rows: &str) -> String {
+    format!(
+        "(select array[pg_sequence_last_value(s.oid), pg_relation_filenode(s.oid)::int8]
+            from (select pg_get_serial_sequence({table}, 'seq')::regclass::oid as oid offset 0) s
+           where has_sequence_privilege(s.oid, 'usage, select'))",
         table = literal(rows)
     )
 }

@@ -42,11 +42,13 @@ impl PollingSource {
             }
         }
         let last = self.last_at_rest(offer).await?;
-        let lanes = sqlx::query(polling.statements.lanes.clone())
-            .bind(&offer.lanes)
-            .bind(offer.sweep)
-            .bind(offer.take_max)
-            .fetch_all(self.session.connection()?);
+        let lanes = match offer.sweep {
+            true => sqlx::query(polling.statements.sweep.clone()).bind(&offer.lanes),
+            false => sqlx::query(polling.statements.lanes.clone())
+                .bind(&offer.lanes)
+                .bind(offer.take_max),
+        };
+        let lanes = lanes.fetch_all(self.session.connection()?);
         let lanes = answer(limit, "take lanes", lanes).await?;
         let taken = self.read_lanes(&lanes)?;
         Ok(taken.map(|taken| Taken { last, ..taken }))
