@@ -81,10 +81,7 @@ impl Pages {
     /// What a batch looks at: 2,000 rows of some 500 aggregates in four lanes.
     async fn of_batch(&mut self, mode: &str, holding: bool) -> i64 {
         let lanes = "'{0,1,2,3}'";
-        let mut sum = self
-            .of(mode, "lanes", "'{0,1,2,3,4,5,6,7}', true, 4")
-            .await
-            .0;
+        let mut sum = self.of(mode, "sweep", "'{0,1,2,3,4,5,6,7}'").await.0;
         let claim = self
             .of(
                 mode,

@@ -478,7 +478,8 @@ fn faults(statement: &str, plan: &str) -> Vec<String> {
 fn no_plan_of_a_batch_sorts_or_reads_a_partition_whole() {
     const LANES: u16 = 16;
     const EACH: &[(&str, &str)] = &[
-        ("lanes", "('{0,1,2,3,4,5,6,7}', true, 4)"),
+        ("sweep", "('{0,1,2,3,4,5,6,7}')"),
+        ("lanes", "('{0,1,2,3,4,5,6,7}', 4)"),
         ("claim", "('{0,1,2}', '{300,300,300}', '{0,0,9}')"),
         ("claim_all", "('{0,1,2}', '{300,300,300}', '{0,0,9}')"),
         (
