@@ -335,7 +335,8 @@ async fn park(world: &World, key: &str, state: &str, n: i64, value: &str, age: &
         .await;
 }
 
-/// Which lanes have such rows is read of the first of them alone, and those may all have to wait.
+/// Which lanes have such rows is read of the first of them alone, and those may all have to wait: here they are
+/// of one aggregate, so of one lane.
 #[test]
 fn a_row_to_retry_is_found_behind_many_that_cannot_be_published_yet() {
     support::run(async |world| {

@@ -36,7 +36,7 @@ pub(super) enum Turn {
 pub(super) struct Offer {
     /// In order of preference.
     pub(super) lanes: Vec<i32>,
-    /// How many of them to take at most.
+    /// How many of them to take at most; a sweep takes all that have work.
     pub(super) take_max: i64,
     /// Whether only lanes that have work are wanted.
     pub(super) sweep: bool,

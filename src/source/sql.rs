@@ -84,8 +84,8 @@ pub(super) const PINS: &str = "set local enable_seqscan = off;
      set local enable_sort = off;
      set local row_security = off;";
 
-/// Of how many parked rows that somebody decided about the lanes are read: where there are more, every lane
-/// may have one.
+/// Of how many parked rows that somebody decided about the lanes are read in front; where there are as many,
+/// each lane that is not among theirs is asked for by itself.
 const DECIDED_MAX: usize = 100;
 
 /// The lane of a row: a hash of the aggregate id as text. The index has this very expression.
@@ -162,15 +162,20 @@ impl Statements {
                 "t.tableoid = $1 and t.ctid = any ($2::tid[])".to_owned()
             },
         );
-        let decided =
-            format!("(cardinality(d.decided) = {DECIDED_MAX} or l.lane = any (d.decided))");
+        let decided = format!(
+            "case when l.lane = any (d.decided) then true
+                  when cardinality(d.decided) < {DECIDED_MAX} then false
+                  else coalesce((select true from outbox_relay.parked p
+                                  where p.outbox = {outbox} and p.state in ('retry', 'skip')
+                                    and (p.hash & {mask}) = l.lane limit 1), false) end"
+        );
         let lanes = |wanted: &str, taken: &str| {
             format!(
                 "with d as materialized (
                    select o.routing, {sequence} as sequence,
                           array(select p.hash & {mask} from outbox_relay.parked p
                                  where p.outbox = {outbox} and p.state in ('retry', 'skip')
-                                 limit {DECIDED_MAX}) as decided
+                                 order by p.seq limit {DECIDED_MAX}) as decided
                      from outbox_relay.outbox o where o.name = {outbox})
                  select l.lane, d.routing, {decided} as decided,
                         (select count(*) from outbox_relay.lane a where a.outbox = {outbox}) as lanes,
