@@ -61,9 +61,13 @@ struct Arguments {
     /// How long events arrive in `steady`; `idle` looks twice as long.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Runs of each case; what is reported is the one with the middle rate.
+    /// Runs of each case, in turns with the others; what is reported is the one with the middle rate, and
+    /// the geometric mean of the ratios in each turn.
     #[arg(long, default_value_t = 1)]
     repeat: usize,
+    /// Also tells so many of the relay's statements that took Postgres the longest, for each run.
+    #[arg(long, default_value_t = 0)]
+    dearest: u16,
     /// Prints the rows as JSON, one a line, instead of the table.
     #[arg(long)]
     json: bool,
@@ -135,10 +139,10 @@ async fn run(arguments: &Arguments, cases: &[Case]) -> Result<(), String> {
         let mut stand = Stand::start(logical).await?;
         report.stands(&stand, &builds, arguments);
         warm_up(&mut stand, &builds[0]).await?;
-        for case in cases {
-            // The runs of one case alternate between the builds, so that what changes on the machine
-            // meanwhile changes for all of them.
-            for _ in 0..arguments.repeat.max(1) {
+        stand.dearest = arguments.dearest;
+        // In turns: what changes on the machine meanwhile changes for all cases and builds.
+        for _ in 0..arguments.repeat.max(1) {
+            for case in &cases {
                 for build in case.builds(&builds) {
                     let row = measure(&mut stand, case, build, size).await?;
                     eprintln!("{}", row.line());

@@ -126,6 +126,7 @@ impl Meter {
             let all = now.statements.all - self.statements.all;
             row.statements = Some(all / transactions);
             row.rows_per_transaction = Some(events as f64 / transactions);
+            tell_dearest(place, stand.dearest, events).await?;
         }
         Ok(())
     }
@@ -149,4 +150,22 @@ async fn statements(stand: &Stand, connection: &mut PgConnection) -> Result<Stat
     let counted: Result<(f64, f64), _> = sqlx::query_as(sql).fetch_one(connection).await;
     let (all, transactions) = counted.map_err(|error| error.to_string())?;
     Ok(Statements { all, transactions })
+}
+
+/// Tells whoever watches which of the relay's statements took longest, each for one of `events`.
+async fn tell_dearest(place: &mut Place, wanted: u16, events: u64) -> Result<(), String> {
+    let sql = "select s.calls, (s.total_plan_time + s.total_exec_time) * 1000,
+                      left(regexp_replace(s.query, '\\s+', ' ', 'g'), 100)
+                 from pg_stat_statements s
+                where s.userid = 'relay'::regrole
+                  and s.dbid = (select d.oid from pg_database d where d.datname = current_database())
+                order by 2 desc limit $1";
+    let dearest = sqlx::query_as(sql).bind(i64::from(wanted));
+    let dearest: Result<Vec<(i64, f64, String)>, _> =
+        dearest.fetch_all(&mut place.connection).await;
+    for (calls, us, query) in dearest.map_err(|error| error.to_string())? {
+        let (of_event, of_call) = (us / events.max(1) as f64, us / calls.max(1) as f64);
+        eprintln!("  {of_event:8.3} us an event, {calls:7} times {of_call:8.0} us: {query}");
+    }
+    Ok(())
 }

@@ -198,6 +198,27 @@ const COLUMNS: &[&str] = &[
     "note",
 ];
 
+/// Of two cases that ran in turns.
+struct Ratio {
+    /// The geometric mean of the turns'.
+    mean: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Ratio {
+    /// Of `own` to `other`, turn by turn.
+    fn of(own: &[f64], other: Option<Vec<f64>>) -> Option<Self> {
+        let turns: Vec<f64> = own.iter().zip(other?).map(|(a, b)| a / b).collect();
+        let logarithms: f64 = turns.iter().map(|ratio| ratio.ln()).sum();
+        Some(Self {
+            mean: (logarithms / turns.len() as f64).exp(),
+            low: turns.iter().copied().reduce(f64::min)?,
+            high: turns.iter().copied().reduce(f64::max)?,
+        })
+    }
+}
+
 /// All rows of a run, and what they were measured on.
 #[derive(Default)]
 pub(crate) struct Report {
@@ -229,7 +250,7 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Keeps the middle run of each case, and compares.
+    /// Keeps the middle run of each case, and compares them turn by turn.
     pub(crate) fn finish(&mut self) {
         let mut kept: Vec<Row> = Vec::new();
         for row in &self.rows {
@@ -257,27 +278,37 @@ impl Report {
             }
             kept.push(middle);
         }
-        let merit = |case: &str, build: Option<&str>| {
-            let fits =
-                |row: &&Row| row.case == case && build.is_none_or(|build| row.build == build);
-            kept.iter().find(fits).and_then(Row::merit)
+        let runs = |case: &str, build: &str| -> Vec<f64> {
+            let fits = |row: &&Row| row.case == case && row.build == build;
+            (self.rows.iter().filter(fits))
+                .filter_map(Row::merit)
+                .collect()
         };
+        let first = |case: &str| kept.iter().find(|row| row.case == case);
         let compared: Vec<_> = kept
             .iter()
             .map(|row| {
-                let own = row.merit();
+                let own = runs(&row.case, &row.build);
                 let twin = row.against.as_deref();
-                let twin = twin.and_then(|twin| merit(twin, Some(&row.build)));
-                let first = merit(&row.case, None);
+                let twin = twin.map(|twin| runs(twin, &row.build));
                 let several = kept
                     .iter()
                     .any(|other| other.case == row.case && other.build != row.build);
-                let of = |other: Option<f64>| Some(own? / other?);
-                (of(twin), of(first).filter(|_| several))
+                let beside = first(&row.case).filter(|_| several);
+                let beside = beside.map(|first| runs(&first.case, &first.build));
+                (Ratio::of(&own, twin), Ratio::of(&own, beside))
             })
             .collect();
         for (row, (ratio, beside)) in kept.iter_mut().zip(compared) {
-            (row.ratio, row.beside) = (ratio, beside);
+            for (of, name) in [(&ratio, "×"), (&beside, "× build")] {
+                if let Some(Ratio { low, high, .. }) = of
+                    && low < high
+                {
+                    row.note(format!("{name} {low:.2} to {high:.2}"));
+                }
+            }
+            row.ratio = ratio.map(|ratio| ratio.mean);
+            row.beside = beside.map(|beside| beside.mean);
         }
         self.rows = kept;
     }

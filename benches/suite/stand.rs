@@ -32,6 +32,8 @@ pub(crate) struct Stand {
     pub(crate) kafka_link: Proxy,
     /// Whether `pg_stat_statements` counts.
     pub(crate) counts_statements: bool,
+    /// How many of the dearest of them are told.
+    pub(crate) dearest: u16,
     /// Its listener beyond the proxy.
     linked_brokers: String,
     runs: u32,
@@ -82,6 +84,7 @@ impl Stand {
             postgres_link,
             kafka_link,
             counts_statements: debian,
+            dearest: 0,
             runs: 0,
             facts: Value::Null,
         };
