@@ -366,6 +366,40 @@ fn a_row_to_retry_is_found_behind_many_that_cannot_be_published_yet() {
     });
 }
 
+/// Which aggregates of a batch wait is asked in three ways, by what is parked: few rows, many rows of few
+/// aggregates, many of both.
+#[test]
+fn every_row_of_an_aggregate_that_waits_is_held_back_however_much_is_parked() {
+    const AGGREGATES: i64 = 2_000;
+    support::run(async |world| {
+        let (outbox, setup, aggregate_type) = prepared(world, "").await;
+        let topic = topic_of(&aggregate_type);
+        let mut published = 0;
+        for (waiting, behind) in [(10, 1), (1, 3_000), (200, 20)] {
+            world.execute("truncate outbox_relay.parked").await;
+            let parked = format!(
+                "insert into outbox_relay.parked
+                        (outbox, state, reason_class, reason, attempts, seq, event_id, aggregate_type,
+                         aggregate_id, event_type, created_at, topic, headers, value, hash)
+                 select 'public.outbox', case n when 0 then 'blocked' else 'behind' end, 'too_large',
+                        'for the test', 0, n - 100000, gen_random_uuid(), '{aggregate_type}', 'a' || a,
+                        'OrderChanged', now(), '{topic}', '[]', '{{}}', hashtext('a' || a)
+                   from generate_series(1, {waiting}) a, generate_series(0, {behind}) n;
+                 insert into outbox (aggregate_id, aggregate_type, event_type, payload)
+                 select 'a' || a, '{aggregate_type}', 'OrderChanged', '{{}}'
+                   from generate_series(1, {AGGREGATES}) a"
+            );
+            world.execute(&parked).await;
+            let relay = setup.run();
+            outbox.wait_drained(world, SOON).await;
+            relay.stop().await;
+            assert_eq!(count(world, "behind").await, waiting * behind + waiting);
+            published += AGGREGATES - waiting;
+            assert_eq!(world.kafka.count(&topic).await, published);
+        }
+    });
+}
+
 #[test]
 fn nothing_changes_without_yes() {
     support::run(async |world| {

@@ -150,6 +150,7 @@ fn a_batch_costs_the_same_beside_a_hundred_thousand_parked_rows_of_one_aggregate
                 // What is done about parked rows, each batch or now and then.
                 let lane = "array[(hashtext('hot') & 15)]";
                 for (statement, arguments, pages_max) in [
+                    ("parked_keys", "500", 40),
                     ("fronts", "31", 20),
                     ("held", "'{hot,a,b,c}'", 30),
                     ("parked_promote", "'{hot}'", 20),

@@ -23,9 +23,6 @@ use crate::route::{Kind, Waiting};
 /// looks again.
 const LOCKED_PAUSE: Duration = Duration::from_millis(500);
 
-/// Of how many aggregates in a batch one that waits may be read without asking for each.
-const FRONTS_SHARE: usize = 16;
-
 /// Rows as the claim brought them.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
@@ -253,38 +250,5 @@ impl PollingSource {
             });
         }
         Ok(passed)
-    }
-
-    /// Which of the claimed aggregates wait behind a parked row.
-    pub(super) async fn held_keys(
-        &mut self,
-        rows: &[ClaimedRow],
-    ) -> Result<HashSet<String>, Error> {
-        if !rows.iter().any(|row| row.holding) {
-            return Ok(HashSet::new());
-        }
-        let keys: HashSet<&str> = rows.iter().map(|row| row.event.key()).collect();
-        let limit = self.session.answer_timeout();
-        // Few aggregates wait, as a rule, whatever the batch has: to read those costs a fraction of a
-        // look for each of the batch. Where there are more, little was wasted on the attempt.
-        let few = keys.len() / FRONTS_SHARE;
-        if few > 0 {
-            let fronts = sqlx::query_scalar::<_, String>(self.polling.statements.fronts.clone())
-                .bind(i64::try_from(few).unwrap_or(i64::MAX))
-                .fetch_all(self.session.connection()?);
-            let mut fronts = answer(limit, "ask which aggregates wait", fronts).await?;
-            if fronts.len() < few {
-                fronts.retain(|key| keys.contains(key.as_str()));
-                return Ok(fronts.into_iter().collect());
-            }
-        }
-        let keys: Vec<&str> = keys.into_iter().collect();
-        let held = sqlx::query_scalar::<_, String>(self.polling.statements.held.clone())
-            .bind(keys)
-            .fetch_all(self.session.connection()?);
-        Ok(answer(limit, "ask which aggregates wait", held)
-            .await?
-            .into_iter()
-            .collect())
     }
 }

@@ -26,6 +26,7 @@ mod decode;
 mod emit_sql;
 mod error;
 mod grants;
+mod held;
 mod identity;
 mod inspect;
 mod lanes;
@@ -124,6 +125,7 @@ pub fn hot_statements(
         ("below", all.below),
         ("passed_filtered", all.passed),
         ("skipped", all.skipped.plain),
+        ("parked_keys", all.parked_keys),
         ("fronts", all.fronts),
         ("held", all.held),
         ("sample_heads", sampling.heads),

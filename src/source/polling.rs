@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use super::barrier::Barrier;
 use super::claiming::Filter;
 use super::decode::Place;
+use super::held::Holding;
 use super::lanes::{Lanes, Limits, Offer, Turn};
 use super::parking::{PARKED_PAUSE, Parked, parked_state};
 use super::partitions::Leaves;
@@ -97,6 +98,8 @@ pub(super) struct Memory {
     /// Until when rows that somebody else has locked are to be expected.
     pub(super) careful_until: Instant,
     pub(super) parked_after: Instant,
+    /// What is known of the parked rows.
+    pub(super) holding: Holding,
     /// Whether a sweep of everything found nothing; only heeded when running until empty.
     pub(super) empty: bool,
     /// Whether the workers are to let go, because the start checks must look again.
@@ -154,6 +157,7 @@ impl Polling {
             quiet: Quiet::default(),
             careful_until: now,
             parked_after: now,
+            holding: Holding::new(now),
             empty: false,
             leave: false,
         };

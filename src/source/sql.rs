@@ -25,6 +25,7 @@ pub(super) struct Statements {
     pub(super) claim_all: Filtered,
     pub(super) count: Filtered,
     pub(super) skipped: Filtered,
+    pub(super) parked_keys: SqlStr,
     pub(super) fronts: SqlStr,
     pub(super) last: SqlStr,
     pub(super) drawn: SqlStr,
@@ -286,6 +287,16 @@ impl Statements {
                       order by t.seq"
                 )
             }),
+
+            // The aggregates of the first $1 parked rows that hold theirs back, one for each row.
+            // Plan: index scan of `parked_holding_key`.
+            parked_keys: sql(format!(
+                "select coalesce(h.aggregate_id, '')
+                   from outbox_relay.parked h
+                  where h.outbox = {outbox} and h.state <> 'dead'
+                  order by h.hash, left(coalesce(h.aggregate_id, ''), 500), h.seq, h.parked_id
+                  limit $1"
+            )),
 
             // The first $1 aggregates that wait behind a parked row, by name.
             // Plan: one probe of `parked_holding_key` an aggregate, from each to the next, however many
