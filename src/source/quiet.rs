@@ -7,8 +7,8 @@
 //! another number. While the sequence says the same, there is nothing to claim.
 //!
 //! **What the sequence does not tell of**: parked rows that somebody decided about, rows that were put back
-//! by hand, what another relay had in hand when it died. So all lanes are looked at every [`SURE`] all the
-//! same, whatever the sequence says.
+//! by hand, what another relay had in hand when it died. So all lanes are looked at every [`SURE_MIN`] all the
+//! same, whatever the sequence says, and every [`SURE_MAX`] where no row has come for long.
 //!
 //! **Drawback chosen.** Those are found that much later, while nothing else moves. Order and loss do not rest
 //! on any of this: it decides only when to look. A role that may not read the sequence looks at every poll.
@@ -26,8 +26,9 @@ use super::session::{Last, answer};
 
 /// How long no row must have come: while rows trickle, the question would only stand before the claim.
 const REST: Duration = Duration::from_millis(250);
-/// How long it counts what a look at all lanes found.
-const SURE: Duration = Duration::from_millis(500);
+/// How long it counts what a look at all lanes found: a tenth of the time since the last row, between these.
+const SURE_MIN: Duration = Duration::from_millis(500);
+const SURE_MAX: Duration = Duration::from_secs(1);
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -39,11 +40,12 @@ pub(super) struct Quiet {
 
 impl Quiet {
     /// Whether to look `now`, which the caller does then: nothing is known until it has [found](Self::found)
-    /// something.
-    fn looks(&mut self, now: Instant) -> bool {
+    /// something. No row has come since `rested`.
+    fn looks(&mut self, now: Instant, rested: Duration) -> bool {
         let due = self.until.is_none_or(|until| until <= now);
         if due {
-            (self.known, self.until) = (None, Some(now + SURE));
+            let sure = (rested / 10).clamp(SURE_MIN, SURE_MAX);
+            (self.known, self.until) = (None, Some(now + sure));
         }
         due
     }
@@ -65,8 +67,8 @@ impl PollingSource {
     pub(super) async fn nothing_new(&mut self, offer: &Offer) -> Result<bool, Error> {
         let now = Instant::now();
         let known = self.polling.memory(|memory| memory.quiet.known(now));
-        let (Some(known), true) = (known, self.rests(offer, now) && self.session.is_connected())
-        else {
+        let rests = self.rested(offer, now).is_some() && self.session.is_connected();
+        let Some(known) = known.filter(|_| rests) else {
             return Ok(false);
         };
         let polling = Arc::clone(&self.polling);
@@ -79,19 +81,22 @@ impl PollingSource {
         Ok(last == (known.0, Some(known.1)))
     }
 
-    /// Whether `offer` is all lanes of an outbox that nobody has written to for a while.
-    fn rests(&self, offer: &Offer, now: Instant) -> bool {
+    /// How long nobody has written to the outbox, if `offer` is all its lanes and that is a while.
+    fn rested(&self, offer: &Offer, now: Instant) -> Option<Duration> {
         let all = offer.sweep && offer.lanes.len() == usize::from(self.polling.lanes_count);
-        let rests = |rested: Duration| rested >= REST;
-        all && !self.polling.until_empty
-            && (self.polling).memory(|memory| rests(memory.lanes.rested(now)))
+        let rested = self.polling.memory(|memory| memory.lanes.rested(now));
+        (all && !self.polling.until_empty && rested >= REST).then_some(rested)
     }
 
     /// The last number, if nobody writes any more who may have drawn one up to it: in the transaction that was
     /// begun, before it looks at the lanes of `offer`.
     pub(super) async fn last_at_rest(&mut self, offer: &Offer) -> Result<Option<Last>, Error> {
         let now = Instant::now();
-        if !self.rests(offer, now) || !self.polling.memory(|memory| memory.quiet.looks(now)) {
+        let looks = |rested| {
+            self.polling
+                .memory(|memory| memory.quiet.looks(now, rested))
+        };
+        if !self.rested(offer, now).is_some_and(looks) {
             return Ok(None);
         }
         let polling = Arc::clone(&self.polling);
@@ -109,24 +114,38 @@ mod tests {
     fn what_was_found_counts_for_a_while() {
         let now = Instant::now();
         let mut quiet = Quiet::default();
-        assert!(quiet.looks(now));
+        assert!(quiet.looks(now, REST));
         assert_eq!(quiet.known(now), None, "not yet");
         quiet.found(Some((Some(7), 1)));
-        assert_eq!(quiet.known(now + SURE / 2), Some((Some(7), 1)));
-        assert!(!quiet.looks(now + SURE / 2));
-        assert_eq!(quiet.known(now + SURE), None);
-        assert!(quiet.looks(now + SURE));
+        assert_eq!(quiet.known(now + SURE_MIN / 2), Some((Some(7), 1)));
+        assert!(!quiet.looks(now + SURE_MIN / 2, REST));
+        assert_eq!(quiet.known(now + SURE_MIN), None);
+        assert!(quiet.looks(now + SURE_MIN, REST));
         // somebody writes: that is not asked at every poll
         quiet.found(None);
-        assert!(!quiet.looks(now + SURE + SURE / 2));
-        assert_eq!(quiet.known(now + SURE + SURE / 2), None);
+        assert!(!quiet.looks(now + SURE_MIN + SURE_MIN / 2, REST));
+        assert_eq!(quiet.known(now + SURE_MIN + SURE_MIN / 2), None);
+    }
+
+    #[test]
+    fn it_counts_longer_where_no_row_has_come_for_long() {
+        let now = Instant::now();
+        for (rested, sure_ms) in [(0, 500), (7, 700), (3_600, 1_000)] {
+            let mut quiet = Quiet::default();
+            quiet.looks(now, Duration::from_secs(rested));
+            quiet.found(Some((Some(7), 1)));
+            let sure = Duration::from_millis(sure_ms);
+            let just_before = now + sure - Duration::from_millis(1);
+            assert!(quiet.known(just_before).is_some(), "{rested} s");
+            assert_eq!(quiet.known(now + sure), None, "{rested} s");
+        }
     }
 
     #[test]
     fn a_look_that_found_work_is_the_end_of_what_was_known() {
         let now = Instant::now();
         let mut quiet = Quiet::default();
-        quiet.looks(now);
+        quiet.looks(now, REST);
         quiet.found(Some((Some(7), 1)));
         quiet.found(None);
         assert_eq!(quiet.known(now), None);
