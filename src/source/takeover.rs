@@ -44,13 +44,21 @@ impl Inspector {
             relations(&rows)
         );
         let before = changes_so_far(connection, limit, &changes).await?;
-        let marked = format!(
-            "select exists (select from {} where {} is not null)",
-            quote_table(&self.outbox.table),
-            names(&self.outbox.layout, "").published_at
-        );
-        let marked = ask(connection, limit, "look for marked rows", marked).await?;
-        if before > 0 || marked == Some(true) {
+        let has_a_past = match before {
+            // statistics can be lost, so marked rows count too: of the first there are, for a worker begins
+            // with the oldest, and to read a large backlog whole would take longer than a statement may
+            0 => {
+                let marked = format!(
+                    "select exists (select from (select {} as at from {} limit {MARKED_LOOK_ROWS}) t
+                                     where t.at is not null)",
+                    names(&self.outbox.layout, "").published_at,
+                    quote_table(&self.outbox.table),
+                );
+                ask(connection, limit, "look for marked rows", marked).await? == Some(true)
+            }
+            _ => true,
+        };
+        if has_a_past {
             for _ in 0..OTHER_WORKER_LOOKS {
                 tokio::time::sleep(OTHER_WORKER_PAUSE).await;
                 if changes_so_far(connection, limit, &changes).await? != before {
@@ -73,6 +81,8 @@ impl Inspector {
     }
 }
 
+/// How many rows are looked at for a mark.
+const MARKED_LOOK_ROWS: u32 = 100_000;
 /// Ten seconds in all: a worker that polls has come round by then.
 const OTHER_WORKER_LOOKS: u32 = 20;
 const OTHER_WORKER_PAUSE: Duration = Duration::from_millis(500);
