@@ -179,6 +179,12 @@ impl Status {
 
     /// What the relay does for the outbox from now on.
     pub(super) fn enter(&self, state: State, text: Option<String>) {
+        // whoever looks says what is wrong and what to do; the statement that failed before did not
+        let mut trouble = lock(&self.trouble);
+        if let (State::Waiting, Some(text), Some(_)) = (state, &text, trouble.since) {
+            trouble.text.clone_from(text);
+        }
+        drop(trouble);
         let mut base = lock(&self.base);
         if base.state != state {
             base.since = Instant::now();
@@ -333,7 +339,9 @@ impl Status {
             return;
         }
         let rest = match policy {
-            Policy::Block => "its aggregate waits until the row is retried or skipped",
+            Policy::Block => {
+                "its aggregate waits until the row is retried or skipped: see `outbox-relay parked`"
+            }
             Policy::DeadLetter => "its aggregate goes on",
         };
         tracing::warn!(

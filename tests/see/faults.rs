@@ -420,3 +420,43 @@ fn what_two_relays_tell_of_a_blocked_key_is_true_and_not_doubled() {
         world.check(&ledger).await.assert_clean(0);
     });
 }
+
+#[test]
+fn a_table_that_is_renamed_away_is_told_with_what_to_do_about_it() {
+    support::run(async |world| {
+        let outbox = Outbox::new("outbox", Layout::Native, OnPublished::Delete);
+        let (setup, aggregate_type) = outbox.prepare(world).await;
+        world.expect_errors("the outbox cannot be read or settled");
+        let seen = Seen::start(&watched(setup)).await;
+        let (orders, mut ledger) = (orders(3), Ledger::default());
+        write(world, &outbox, &aggregate_type, &orders, &mut ledger, 1..=2).await;
+        outbox.wait_drained(world, SOON).await;
+        let says = |words: &'static str| {
+            move |status: &serde_json::Value| {
+                let outbox = &status["outboxes"][0];
+                let texts = [&outbox["state_text"], &outbox["database"]["why"]];
+                texts
+                    .iter()
+                    .all(|text| text.as_str().is_some_and(|text| text.contains(words)))
+            }
+        };
+
+        world
+            .execute("alter table outbox rename to elsewhere")
+            .await;
+        seen.until("what is missing is told", says("does not exist yet"))
+            .await;
+        world
+            .execute("alter table elsewhere rename to outbox")
+            .await;
+        write(world, &outbox, &aggregate_type, &orders, &mut ledger, 3..=4).await;
+        outbox.wait_drained(world, SOON).await;
+        seen.until("all is told as well again", |status| {
+            let outbox = &status["outboxes"][0];
+            outbox["state"] == "serving" && outbox["database"]["reachable"] == true
+        })
+        .await;
+        seen.relay.stop().await;
+        world.check(&ledger).await.assert_clean(0);
+    });
+}
