@@ -400,6 +400,49 @@ fn every_row_of_an_aggregate_that_waits_is_held_back_however_much_is_parked() {
     });
 }
 
+/// The index of the parked rows has an id's hash and beginning, and of aggregates that share both only the one
+/// in front is read where there are many rows.
+#[test]
+fn an_aggregate_waits_also_where_another_has_its_hash_and_begins_alike() {
+    support::run(async |world| {
+        let (outbox, setup, aggregate_type) = prepared(world, "").await;
+        let topic = topic_of(&aggregate_type);
+        let alike = "select min(k) || ' ' || max(k) from (
+                       select repeat('x', 500) || i as k from generate_series(1, 400000) i) all_keys
+                      group by hashtext(k) having count(*) = 2 limit 1";
+        let alike: String = sqlx::query_scalar(alike)
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        let (first, second) = alike.split_once(' ').unwrap();
+        let park = |key: &str, seq: i64, rows: i64| {
+            format!(
+                "insert into outbox_relay.parked
+                        (outbox, state, reason_class, reason, attempts, seq, event_id, aggregate_type,
+                         aggregate_id, event_type, created_at, topic, headers, value, hash)
+                 select 'public.outbox', case n when 0 then 'blocked' else 'behind' end, 'too_large',
+                        'for the test', 0, n + {seq}, gen_random_uuid(), '{aggregate_type}', '{key}',
+                        'OrderChanged', now(), '{topic}', '[]', '{{}}', hashtext('{key}')
+                   from generate_series(0, {rows}) n;"
+            )
+        };
+        let both = park(first, -10_000, 3_000) + &park(second, -5_000, 0);
+        world.execute(&both).await;
+        let written = format!(
+            "insert into outbox (aggregate_id, aggregate_type, event_type, payload)
+             select k, '{aggregate_type}', 'OrderChanged', '{{}}'
+               from (select '{first}' as k union all select '{second}'
+                     union all select 'a' || i from generate_series(1, 2000) i) k"
+        );
+        world.execute(&written).await;
+        let relay = setup.run();
+        outbox.wait_drained(world, SOON).await;
+        relay.stop().await;
+        assert_eq!(world.kafka.count(&topic).await, 2_000);
+        assert_eq!(count(world, "behind").await, 3_002);
+    });
+}
+
 #[test]
 fn nothing_changes_without_yes() {
     support::run(async |world| {

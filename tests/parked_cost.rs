@@ -92,8 +92,10 @@ impl Pages {
         assert_eq!(claim.1, 2_000, "the batch is full");
         sum += claim.0;
         if holding {
-            // As many as the claim tries before it asks for each of its aggregates.
-            sum += self.of(mode, "fronts", "31").await.0;
+            // What is asked before each of its aggregates is: `src/source/held.rs`.
+            for (statement, limit) in [("parked_keys", "500"), ("fronts", "31")] {
+                sum += self.of(mode, statement, limit).await.0;
+            }
         }
         sum
     }

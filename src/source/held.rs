@@ -10,8 +10,11 @@
 //! | `held` | 3 us an aggregate of the batch | many of both |
 //!
 //! (by `\timing` of psql, 400 parked rows of as many aggregates, a batch of 2,000.) The first two are asked with
-//! a limit that makes them cheaper than the third. **Invariant**: an answer as long as its limit is not used,
-//! since there may be more; it is only remembered for a while that there are as many.
+//! a limit that makes them cheaper than the third.
+//!
+//! **Invariant**: an answer is used only where it tells of every aggregate that waits. One as long as its limit
+//! may not; it is only remembered for a while that there are as many. And of aggregates that share a hash and
+//! the first [`HEAD_CHARS`] characters `fronts` tells of one.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -25,6 +28,10 @@ use super::session::answer;
 
 /// For so many aggregates of a batch one that waits may be read.
 const FRONTS_SHARE: usize = 16;
+/// At most so many parked rows are read, however long the ids are that they bring.
+const ROWS_MAX: usize = 4_000;
+/// How much of an id the index of the parked rows has.
+const HEAD_CHARS: usize = 500;
 /// How long it is remembered that there are too many: what is parked may be taken away.
 const REMEMBERED: Duration = Duration::from_secs(5);
 
@@ -60,17 +67,17 @@ impl Holding {
         if now >= self.until {
             *self = Self::new(now);
         }
-        let fronts = keys / FRONTS_SHARE;
+        let (rows, fronts) = (keys.min(ROWS_MAX), keys / FRONTS_SHARE);
         match fronts {
             // so few that nothing else is cheaper
             0 => Way::Each,
-            _ if keys > self.rows_min => Way::Rows(keys),
+            _ if rows > self.rows_min => Way::Rows(rows),
             _ if fronts > self.fronts_min => Way::Fronts(fronts),
             _ => Way::Each,
         }
     }
 
-    /// That way was given as many answers as it wanted.
+    /// The answer to that question does not tell of all.
     fn too_many(&mut self, way: Way, now: Instant) {
         if now >= self.until {
             self.until = now + REMEMBERED;
@@ -80,6 +87,22 @@ impl Holding {
             Way::Fronts(fronts) => self.fronts_min = self.fronts_min.max(fronts),
             Way::Each => {}
         }
+    }
+}
+
+impl Way {
+    fn limit(self) -> usize {
+        match self {
+            Self::Rows(limit) | Self::Fronts(limit) => limit,
+            Self::Each => usize::MAX,
+        }
+    }
+
+    /// Whether these are all aggregates that wait.
+    fn tells_all(self, waiting: &[String]) -> bool {
+        let long = |key: &String| key.chars().nth(HEAD_CHARS - 1).is_some();
+        waiting.len() < self.limit()
+            && !(matches!(self, Self::Fronts(_)) && waiting.iter().any(long))
     }
 }
 
@@ -99,24 +122,22 @@ impl PollingSource {
                 .polling
                 .memory(|memory| memory.holding.way(keys.len(), now));
             let statements = &self.polling.statements;
-            let (sql, limit) = match way {
-                Way::Rows(limit) => (statements.parked_keys.clone(), limit),
-                Way::Fronts(limit) => (statements.fronts.clone(), limit),
-                Way::Each => (statements.held.clone(), usize::MAX),
+            let question = match way {
+                Way::Rows(_) => statements.parked_keys.clone(),
+                Way::Fronts(_) => statements.fronts.clone(),
+                Way::Each => statements.held.clone(),
             };
-            let question = sqlx::query_scalar::<_, String>(sql);
+            let question = sqlx::query_scalar::<_, String>(question);
             let question = match way {
                 Way::Each => question.bind(keys.iter().copied().collect::<Vec<_>>()),
-                _ => question.bind(i64::try_from(limit).unwrap_or(i64::MAX)),
+                _ => question.bind(i64::try_from(way.limit()).unwrap_or(i64::MAX)),
             };
-            let answer_timeout = self.session.answer_timeout();
+            let limit = self.session.answer_timeout();
             let waiting = question.fetch_all(self.session.connection()?);
-            let waiting = answer(answer_timeout, "ask which aggregates wait", waiting).await?;
-            if waiting.len() < limit {
-                let of_batch = waiting
-                    .into_iter()
-                    .filter(|key| keys.contains(key.as_str()));
-                return Ok(of_batch.collect());
+            let mut waiting = answer(limit, "ask which aggregates wait", waiting).await?;
+            if way.tells_all(&waiting) {
+                waiting.retain(|key| keys.contains(key.as_str()));
+                return Ok(waiting.into_iter().collect());
             }
             self.polling
                 .memory(|memory| memory.holding.too_many(way, now));
@@ -151,6 +172,25 @@ mod tests {
         assert_eq!(holding.way(2_000, now), Way::Each);
         // a smaller batch wants fewer answers, and that there are more than those is known
         assert_eq!(holding.way(100, now), Way::Each);
+    }
+
+    #[test]
+    fn an_answer_that_may_leave_one_out_is_not_used() {
+        let of = |chars: usize| vec!["ä".repeat(chars)];
+        assert!(Way::Rows(2).tells_all(&of(500)) && Way::Each.tells_all(&of(500)));
+        assert!(!Way::Rows(1).tells_all(&of(1)), "there may be more");
+        assert!(Way::Fronts(2).tells_all(&of(499)));
+        assert!(
+            !Way::Fronts(2).tells_all(&of(500)),
+            "another may begin like it"
+        );
+        assert!(!Way::Fronts(1).tells_all(&of(1)));
+    }
+
+    #[test]
+    fn no_more_rows_are_read_than_fit() {
+        let now = Instant::now();
+        assert_eq!(Holding::new(now).way(1_000_000, now), Way::Rows(ROWS_MAX));
     }
 
     #[test]
