@@ -45,12 +45,12 @@ impl Inspector {
         );
         let before = changes_so_far(connection, limit, &changes).await?;
         let has_a_past = match before {
-            // statistics can be lost, so marked rows count too: of the first there are, for a worker begins
-            // with the oldest, and to read a large backlog whole would take longer than a statement may
+            // statistics can be lost, so marked rows count too; and a table that is too large to be read
+            // within the time that a statement has may have some
             0 => {
                 let marked = format!(
-                    "select exists (select from (select {} as at from {} limit {MARKED_LOOK_ROWS}) t
-                                     where t.at is not null)",
+                    "select count(*) = {MARKED_LOOK_ROWS} or coalesce(bool_or(t.at is not null), false)
+                       from (select {} as at from {} limit {MARKED_LOOK_ROWS}) t",
                     names(&self.outbox.layout, "").published_at,
                     quote_table(&self.outbox.table),
                 );
@@ -81,8 +81,8 @@ impl Inspector {
     }
 }
 
-/// How many rows are looked at for a mark.
-const MARKED_LOOK_ROWS: u32 = 100_000;
+/// How many rows are looked at for a mark: a second or some, read from disk.
+const MARKED_LOOK_ROWS: u32 = 2_000_000;
 /// Ten seconds in all: a worker that polls has come round by then.
 const OTHER_WORKER_LOOKS: u32 = 20;
 const OTHER_WORKER_PAUSE: Duration = Duration::from_millis(500);
