@@ -109,7 +109,8 @@ impl Known {
                 State::Trouble | State::Waiting => outbox.state_text.as_ref(),
                 _ => None,
             });
-            let mut current = current.chain(&kafka.why);
+            let whys = (outboxes.iter()).filter_map(|outbox| outbox.database.why.as_ref());
+            let mut current = current.chain(whys).chain(&kafka.why);
             error.lasts = current.any(|text| error.text.contains(text.as_str()));
         }
         let facts = Facts {
@@ -145,7 +146,8 @@ impl Known {
         let mut away: Option<(Instant, String)> = None;
         let trouble = lock(&status.trouble);
         if let Some(began) = trouble.since {
-            (state, state_since, text) = (State::Trouble, began, Some(trouble.text.clone()));
+            let told = trouble.looked.as_ref().unwrap_or(&trouble.text);
+            (state, state_since, text) = (State::Trouble, began, Some(told.clone()));
             away = Some((began, trouble.text.clone()));
         }
         drop(trouble);

@@ -71,6 +71,8 @@ pub(super) struct Base {
 pub(super) struct Trouble {
     pub(super) since: Option<Instant>,
     pub(super) text: String,
+    /// What the look at the table has said since.
+    pub(super) looked: Option<String>,
     said: Vec<String>,
     said_at: Option<Instant>,
     reminders: Option<Reminders>,
@@ -181,8 +183,8 @@ impl Status {
     pub(super) fn enter(&self, state: State, text: Option<String>) {
         // whoever looks says what is wrong and what to do; the statement that failed before did not
         let mut trouble = lock(&self.trouble);
-        if let (State::Waiting, Some(text), Some(_)) = (state, &text, trouble.since) {
-            trouble.text.clone_from(text);
+        if state == State::Waiting && trouble.since.is_some() {
+            trouble.looked.clone_from(&text);
         }
         drop(trouble);
         let mut base = lock(&self.base);
@@ -364,6 +366,7 @@ impl Status {
         let mut trouble = lock(&self.trouble);
         let since = *trouble.since.get_or_insert(now);
         trouble.text.clone_from(&text);
+        trouble.looked = None;
         let due = match &mut trouble.reminders {
             Some(reminders) => reminders.due(now),
             None => true,

@@ -431,21 +431,24 @@ fn a_table_that_is_renamed_away_is_told_with_what_to_do_about_it() {
         let (orders, mut ledger) = (orders(3), Ledger::default());
         write(world, &outbox, &aggregate_type, &orders, &mut ledger, 1..=2).await;
         outbox.wait_drained(world, SOON).await;
-        let says = |words: &'static str| {
-            move |status: &serde_json::Value| {
-                let outbox = &status["outboxes"][0];
-                let texts = [&outbox["state_text"], &outbox["database"]["why"]];
-                texts
-                    .iter()
-                    .all(|text| text.as_str().is_some_and(|text| text.contains(words)))
-            }
+        let says = |text: &serde_json::Value, words: &str| {
+            text.as_str().is_some_and(|text| text.contains(words))
         };
 
         world
             .execute("alter table outbox rename to elsewhere")
             .await;
-        seen.until("what is missing is told", says("does not exist yet"))
-            .await;
+        // both: what to do, and what Postgres answered
+        seen.until("what is missing is told", |status| {
+            let outbox = &status["outboxes"][0];
+            let failed = status["errors"].as_array().unwrap().iter().any(|error| {
+                error["lasts"] == true && says(&error["text"], "cannot be read or settled")
+            });
+            says(&outbox["state_text"], "does not exist yet")
+                && says(&outbox["database"]["why"], "does not exist")
+                && failed
+        })
+        .await;
         world
             .execute("alter table elsewhere rename to outbox")
             .await;
