@@ -65,7 +65,7 @@ struct Arguments {
     /// the geometric mean of the ratios in each turn.
     #[arg(long, default_value_t = 1)]
     repeat: usize,
-    /// Also tells so many of the relay's statements that took Postgres the longest, for each run.
+    /// Also tells so many of the relay's statements that Postgres executed the longest, for each run.
     #[arg(long, default_value_t = 0)]
     dearest: u16,
     /// Prints the rows as JSON, one a line, instead of the table.

@@ -86,6 +86,16 @@ impl Meter {
         place: &mut Place,
         relays: &[Relay],
     ) -> Result<Self, String> {
+        if stand.counts_statements && stand.dearest > 0 {
+            let forget = "select pg_stat_statements_reset(0, d.oid, 0) from pg_database d
+                           where d.datname = current_database()";
+            let forgotten = sqlx::raw_sql(forget).execute(&mut place.connection).await;
+            forgotten.map_err(|error| error.to_string())?;
+        }
+        Self::now(stand, place, relays).await
+    }
+
+    async fn now(stand: &Stand, place: &mut Place, relays: &[Relay]) -> Result<Self, String> {
         Ok(Self {
             statements: statements(stand, &mut place.connection).await?,
             wal_bytes: wal_bytes(&mut place.connection).await?,
@@ -105,7 +115,7 @@ impl Meter {
         events: u64,
         row: &mut Row,
     ) -> Result<(), String> {
-        let now = Self::read(stand, place, relays).await?;
+        let now = Self::now(stand, place, relays).await?;
         let each = |used: f64| Some(used / events.max(1) as f64);
         row.postgres_us = each(now.postgres_us - self.postgres_us);
         row.kafka_us = each(now.kafka_us - self.kafka_us);
@@ -152,9 +162,10 @@ async fn statements(stand: &Stand, connection: &mut PgConnection) -> Result<Stat
     Ok(Statements { all, transactions })
 }
 
-/// Tells whoever watches which of the relay's statements took longest, each for one of `events`.
+/// Tells whoever watches which of the relay's statements since the meter's start were executed the longest,
+/// each for one of `events`.
 async fn tell_dearest(place: &mut Place, wanted: u16, events: u64) -> Result<(), String> {
-    let sql = "select s.calls, (s.total_plan_time + s.total_exec_time) * 1000,
+    let sql = "select s.calls, s.total_exec_time * 1000,
                       left(regexp_replace(s.query, '\\s+', ' ', 'g'), 100)
                  from pg_stat_statements s
                 where s.userid = 'relay'::regrole
