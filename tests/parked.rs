@@ -366,6 +366,23 @@ fn a_row_to_retry_is_found_behind_many_that_cannot_be_published_yet() {
     });
 }
 
+/// Parks a line of rows of each aggregate that `keys`, a query, gives as `k`: one that blocks, with the number
+/// `seq`, and `behind` more behind it.
+async fn park_lines(world: &World, aggregate_type: &str, keys: &str, seq: i64, behind: i64) {
+    let topic = topic_of(aggregate_type);
+    world
+        .execute(&format!(
+            "insert into outbox_relay.parked
+                    (outbox, state, reason_class, reason, attempts, seq, event_id, aggregate_type,
+                     aggregate_id, event_type, created_at, topic, headers, value, hash)
+             select 'public.outbox', case n when 0 then 'blocked' else 'behind' end, 'too_large',
+                    'for the test', 0, n + ({seq}), gen_random_uuid(), '{aggregate_type}', k,
+                    'OrderChanged', now(), '{topic}', '[]', '{{}}', hashtext(k)
+               from ({keys}) keys (k), generate_series(0, {behind}) n"
+        ))
+        .await;
+}
+
 /// Which aggregates of a batch wait is asked in three ways, by what is parked: few rows, many rows of few
 /// aggregates, many of both.
 #[test]
@@ -377,19 +394,14 @@ fn every_row_of_an_aggregate_that_waits_is_held_back_however_much_is_parked() {
         let mut published = 0;
         for (waiting, behind) in [(10, 1), (1, 3_000), (200, 20)] {
             world.execute("truncate outbox_relay.parked").await;
-            let parked = format!(
-                "insert into outbox_relay.parked
-                        (outbox, state, reason_class, reason, attempts, seq, event_id, aggregate_type,
-                         aggregate_id, event_type, created_at, topic, headers, value, hash)
-                 select 'public.outbox', case n when 0 then 'blocked' else 'behind' end, 'too_large',
-                        'for the test', 0, n - 100000, gen_random_uuid(), '{aggregate_type}', 'a' || a,
-                        'OrderChanged', now(), '{topic}', '[]', '{{}}', hashtext('a' || a)
-                   from generate_series(1, {waiting}) a, generate_series(0, {behind}) n;
-                 insert into outbox (aggregate_id, aggregate_type, event_type, payload)
+            let keys = format!("select 'a' || a from generate_series(1, {waiting}) a");
+            park_lines(world, &aggregate_type, &keys, -100_000, behind).await;
+            let written = format!(
+                "insert into outbox (aggregate_id, aggregate_type, event_type, payload)
                  select 'a' || a, '{aggregate_type}', 'OrderChanged', '{{}}'
                    from generate_series(1, {AGGREGATES}) a"
             );
-            world.execute(&parked).await;
+            world.execute(&written).await;
             let relay = setup.run();
             outbox.wait_drained(world, SOON).await;
             relay.stop().await;
@@ -415,19 +427,10 @@ fn an_aggregate_waits_also_where_another_has_its_hash_and_begins_alike() {
             .await
             .unwrap();
         let (first, second) = alike.split_once(' ').unwrap();
-        let park = |key: &str, seq: i64, rows: i64| {
-            format!(
-                "insert into outbox_relay.parked
-                        (outbox, state, reason_class, reason, attempts, seq, event_id, aggregate_type,
-                         aggregate_id, event_type, created_at, topic, headers, value, hash)
-                 select 'public.outbox', case n when 0 then 'blocked' else 'behind' end, 'too_large',
-                        'for the test', 0, n + {seq}, gen_random_uuid(), '{aggregate_type}', '{key}',
-                        'OrderChanged', now(), '{topic}', '[]', '{{}}', hashtext('{key}')
-                   from generate_series(0, {rows}) n;"
-            )
-        };
-        let both = park(first, -10_000, 3_000) + &park(second, -5_000, 0);
-        world.execute(&both).await;
+        for (key, seq, behind) in [(first, -10_000, 3_000), (second, -5_000, 0)] {
+            let key = format!("select '{key}'");
+            park_lines(world, &aggregate_type, &key, seq, behind).await;
+        }
         let written = format!(
             "insert into outbox (aggregate_id, aggregate_type, event_type, payload)
              select k, '{aggregate_type}', 'OrderChanged', '{{}}'

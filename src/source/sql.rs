@@ -298,7 +298,8 @@ impl Statements {
                   limit $1"
             )),
 
-            // The first $1 aggregates that wait behind a parked row, by name.
+            // The first $1 aggregates that wait behind a parked row, by name: of those that share a hash and the
+            // first 500 characters the one in front.
             // Plan: one probe of `parked_holding_key` an aggregate, from each to the next, however many
             // rows of it are parked.
             fronts: sql(format!(
