@@ -182,16 +182,13 @@ impl<'a> Shares<'a> {
         Self { count, last: None }
     }
 
-    /// The share that `key` in `topic` is in. `partitions` tells how many a topic has.
+    /// The share that `key` in `topic` is in, and its partition. `partitions` tells how many a topic has.
     pub(super) fn of(
         &mut self,
         topic: &'a str,
         key: &[u8],
         partitions: impl Fn(&str) -> i32,
-    ) -> usize {
-        if self.count == 1 {
-            return 0;
-        }
+    ) -> (usize, i32) {
         let (_, partitions, first) = match self.last {
             Some(last) if last.0 == topic => last,
             _ => {
@@ -200,7 +197,8 @@ impl<'a> Shares<'a> {
             }
         };
         let partition = partition::of_key(key, partitions);
-        usize::try_from((first + partition % self.count) % self.count).unwrap_or(0)
+        let share = (first + partition % self.count) % self.count;
+        (usize::try_from(share).unwrap_or(0), partition)
     }
 }
 
@@ -221,9 +219,9 @@ mod tests {
         let partitions = |topic: &str| if topic == "wide" { 8 } else { 1 };
         let mut of_partition: [HashSet<usize>; 8] = Default::default();
         for key in (0..200).map(|n: u32| n.to_string().into_bytes()) {
-            let share = shares.of("wide", &key, partitions);
-            let partition = usize::try_from(partition::of_key(&key, 8)).unwrap();
-            of_partition[partition].insert(share);
+            let (share, partition) = shares.of("wide", &key, partitions);
+            assert_eq!(partition, partition::of_key(&key, 8));
+            of_partition[usize::try_from(partition).unwrap()].insert(share);
         }
         assert!(
             of_partition.iter().all(|shares| shares.len() == 1),
@@ -235,10 +233,10 @@ mod tests {
         let topics: Vec<String> = (0..50).map(|n| format!("t{n}")).collect();
         let of_topics = topics
             .iter()
-            .map(|topic| shares.of(topic, b"k", partitions));
+            .map(|topic| shares.of(topic, b"k", partitions).0);
         assert_eq!(of_topics.collect::<HashSet<_>>(), HashSet::from([0, 1, 2]));
         // one that is not known has no partitions yet
-        assert!(shares.of("gone", b"k", |_| 0) < 3);
-        assert_eq!(Shares::new(1).of("wide", b"k", partitions), 0);
+        assert!(shares.of("gone", b"k", |_| 0).0 < 3);
+        assert_eq!(Shares::new(1).of("wide", b"k", partitions).0, 0);
     }
 }

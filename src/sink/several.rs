@@ -17,7 +17,7 @@ fn one_of_each_producer() -> [Record<'static>; 2] {
     let mut shares = Shares::new(2);
     let mut of = |share: usize| {
         let mut keys = (0..1_000).map(|n: u32| n.to_string());
-        let key = keys.find(|key| shares.of("t", key.as_bytes(), |_| 4) == share);
+        let key = keys.find(|key| shares.of("t", key.as_bytes(), |_| 4).0 == share);
         record("t", &key.unwrap())
     };
     [of(0), of(1)]
@@ -55,7 +55,7 @@ async fn what_a_failure_left_unsent_holds_its_key_back_behind_a_record_that_goes
     let mut key_of = |partition: i32| {
         let is_there = |key: &String| {
             partition::of_key(key.as_bytes(), 4) == partition
-                && shares.of("t", key.as_bytes(), |_| 4) == 1
+                && shares.of("t", key.as_bytes(), |_| 4).0 == 1
         };
         (0..1_000).map(|n: u32| n.to_string()).find(is_there)
     };
