@@ -429,7 +429,7 @@ mod tests {
             aggregate_type: "Order Line".into(),
             aggregate_id: Some("o-1".into()),
             event_type: "Filled".into(),
-            payload: Some(b"{\"n\": 1.50}".to_vec()),
+            payload: Some(b"{\"n\": 1.50}"[..].into()),
             // as the claim has them: the row's own, and what is placed
             headers: Some(
                 r#"[{"traceparent": "00-1", "t": "x"}, {"ce_time": "2024-01-02T03:04:05.000006Z"}]"#
@@ -530,7 +530,7 @@ mod tests {
             events.payload = payload;
             events.media_type = media_type.map(str::to_owned);
             let mut event = event();
-            event.payload = Some(bytes.to_vec());
+            event.payload = Some(bytes.to_vec().into());
             let encoding = encoding(events);
             let record = encoding.record(&event, "t".into()).map_err(|it| it.class)?;
             let value = String::from_utf8(record.value.unwrap().into_owned()).unwrap();
@@ -584,7 +584,7 @@ mod tests {
         );
         let begins =
             |headers: &[String], begin: &str| headers.iter().any(|it| it.starts_with(begin));
-        let empty = of(&|it| it.aggregate_id = Some(String::new())).unwrap();
+        let empty = of(&|it| it.aggregate_id = Some("".into())).unwrap();
         assert!(!begins(&empty, "ce_subject") && !begins(&empty, "ce_partitionkey"));
         for time in [
             "infinity",
@@ -593,7 +593,7 @@ mod tests {
             "-infinity",
         ] {
             let headers = format!("[null, {{\"ce_time\": \"{time}\"}}]");
-            let without = of(&|it| it.headers = Some(headers.clone())).unwrap();
+            let without = of(&|it| it.headers = Some(headers.as_str().into())).unwrap();
             assert!(!begins(&without, "ce_time"), "{time}");
         }
         let without = of(&|it| it.headers = Some(r#"[null, {"ce_time": null}]"#.into())).unwrap();
@@ -603,7 +603,7 @@ mod tests {
         for name in ["ce_id", "CE_x", "Content-Type", "ce_time"] {
             let headers = format!("{{\"{name}\": \"forged\"}}");
             assert_eq!(
-                of(&|it| it.headers = Some(headers.clone())),
+                of(&|it| it.headers = Some(headers.as_str().into())),
                 Err("bad_header"),
                 "{name}"
             );
@@ -612,7 +612,7 @@ mod tests {
         let mut bare = events(Mode::Structured);
         bare.event_type = Words::parse("${event_type}").unwrap();
         let mut untyped = event();
-        untyped.event_type.clear();
+        untyped.event_type = "".into();
         let encoding = super::tests::encoding(bare);
         let reason = encoding.record(&untyped, "t".into()).unwrap_err();
         assert_eq!(
@@ -645,8 +645,8 @@ mod tests {
         ) {
             let encoding = encoding(events(Mode::Structured));
             let event = Event {
-                aggregate_id: Some(key.clone()),
-                payload: Some(payload.clone().into_bytes()),
+                aggregate_id: Some(key.as_str().into()),
+                payload: Some(payload.clone().into_bytes().into()),
                 ..event()
             };
             match encoding.record(&event, "t".into()) {

@@ -437,7 +437,7 @@ mod tests {
             aggregate_type: "Order".into(),
             aggregate_id: Some("o-1".into()),
             event_type: "OrderCreated".into(),
-            payload: Some(b"{\"n\": 1.50}".to_vec()),
+            payload: Some(b"{\"n\": 1.50}"[..].into()),
             headers: None,
             topic: None,
             created_at_us: None,
@@ -492,7 +492,7 @@ mod tests {
     fn headers_have_a_limit_in_number_and_in_the_length_of_a_name() {
         let encodes = |headers: String| {
             let mut event = event();
-            event.headers = Some(headers);
+            event.headers = Some(headers.into());
             encode(&event, "t").map_err(|reason| reason.class).map(drop)
         };
         let many = |headers: usize| {
@@ -572,7 +572,7 @@ mod tests {
             json in prop_oneof![any::<String>(), "[\\[\\]{}:,\"\\\\a0 nullue_-]{0,60}"]
         ) {
             let mut event = event();
-            event.headers = Some(json);
+            event.headers = Some(json.into());
             match encode(&event, "t") {
                 Err(reason) => prop_assert_eq!(reason.class, "bad_header"),
                 Ok(record) => {
@@ -594,10 +594,10 @@ mod tests {
             let pairs: Vec<String> =
                 members.iter().map(|(name, _, json)| format!("{}: {json}", quote(name))).collect();
             let event = Event {
-                aggregate_id: Some(key.clone()),
-                event_type: event_type.clone(),
-                payload: payload.clone(),
-                headers: Some(format!(" {{{}}} ", pairs.join(" ,\n"))),
+                aggregate_id: Some(key.as_str().into()),
+                event_type: event_type.as_str().into(),
+                payload: payload.clone().map(Into::into),
+                headers: Some(format!(" {{{}}} ", pairs.join(" ,\n")).into()),
                 ..event()
             };
             let bad = |name: &str| name.is_empty() || name.contains('\0') || name == EVENT_ID || name == EVENT_TYPE || name.starts_with(RESERVED);

@@ -37,9 +37,9 @@ impl Kind {
     #[must_use]
     pub fn of(event: &Event) -> Self {
         Self {
-            aggregate_type: event.aggregate_type.clone(),
-            event_type: event.event_type.clone(),
-            topic: event.topic.clone(),
+            aggregate_type: event.aggregate_type.to_string(),
+            event_type: event.event_type.to_string(),
+            topic: event.topic.as_deref().map(str::to_owned),
         }
     }
 }
@@ -70,16 +70,23 @@ impl Routed {
     pub fn of(router: &Router, events: &[Event]) -> Self {
         let (mut topics, mut of) = (Vec::new(), Vec::with_capacity(events.len()));
         let mut known: HashMap<(&str, &str, Option<&str>), usize> = HashMap::new();
+        // rows of a kind mostly come together, and to compare is cheaper than to hash
+        let mut last = None;
         for event in events {
             let kind = (
-                event.aggregate_type.as_str(),
-                event.event_type.as_str(),
+                &*event.aggregate_type,
+                &*event.event_type,
                 event.topic.as_deref(),
             );
-            of.push(*known.entry(kind).or_insert_with(|| {
-                topics.push(router.topic(event).map(Cow::into_owned));
-                topics.len() - 1
-            }));
+            let topic = match last {
+                Some((of, topic)) if of == kind => topic,
+                _ => *known.entry(kind).or_insert_with(|| {
+                    topics.push(router.topic(event).map(Cow::into_owned));
+                    topics.len() - 1
+                }),
+            };
+            last = Some((kind, topic));
+            of.push(topic);
         }
         Self { topics, of }
     }
@@ -585,7 +592,7 @@ mod tests {
             event_type: event_type.into(),
             payload: None,
             headers: None,
-            topic: topic.map(str::to_owned),
+            topic: topic.map(Into::into),
             created_at_us: None,
             parked: None,
         }

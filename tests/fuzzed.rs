@@ -75,12 +75,12 @@ pub(crate) fn row(data: &[u8]) {
     let event = Event {
         seq: 1,
         id: Uuid::from_u128(4711),
-        aggregate_type: text(aggregate_type),
-        aggregate_id: aggregate_id.map(|id| format!("{id}{CANARY}")),
-        event_type: text(event_type),
-        payload: next().map(|bytes| [bytes, CANARY.as_bytes()].concat()),
-        headers: headers.map(str::to_owned),
-        topic: topic.map(str::to_owned),
+        aggregate_type: text(aggregate_type).into(),
+        aggregate_id: aggregate_id.map(|id| format!("{id}{CANARY}").into()),
+        event_type: text(event_type).into(),
+        payload: next().map(|bytes| [bytes, CANARY.as_bytes()].concat().into()),
+        headers: headers.map(Into::into),
+        topic: topic.map(Into::into),
         created_at_us: None,
         parked: None,
     };

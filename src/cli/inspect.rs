@@ -85,9 +85,9 @@ async fn tell(args: &Args, config: &Config, outbox: &Outbox, found: &Whereabouts
         let topic = Router::of(outbox).topic(&row.event);
         let topic = topic.map(std::borrow::Cow::into_owned);
         told["seq"] = row.event.seq.into();
-        told["aggregate_type"] = row.event.aggregate_type.as_str().into();
-        told["aggregate_id"] = row.event.aggregate_id.clone().into();
-        told["event_type"] = row.event.event_type.as_str().into();
+        told["aggregate_type"] = (&*row.event.aggregate_type).into();
+        told["aggregate_id"] = row.event.aggregate_id.as_deref().into();
+        told["event_type"] = (&*row.event.event_type).into();
         told["topic"] = topic.clone().ok().into();
         match &row.published_at {
             None => pending(&mut told, row, found, topic.as_deref().ok()),

@@ -307,7 +307,7 @@ impl Contracts {
         let (Some(payload), Some(_)) = (&event.payload, &record.value) else {
             return Held::Tombstone;
         };
-        let Some(contract) = self.types.get(&event.event_type) else {
+        let Some(contract) = self.types.get(&*event.event_type) else {
             return Held::Unknown;
         };
         let named = (record.headers.iter()).find(|header| header.name == self.rules.header);

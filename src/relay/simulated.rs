@@ -260,12 +260,12 @@ impl Run {
         let mut event = Event {
             seq: 0,
             id: Uuid::from_u64_pair(high, low),
-            aggregate_type: "Order".to_owned(),
-            aggregate_id: Some(key.to_owned()),
-            event_type: EVENT_TYPES[usize::from(self.dice.percent(30))].to_owned(),
+            aggregate_type: "Order".into(),
+            aggregate_id: Some(key.into()),
+            event_type: EVENT_TYPES[usize::from(self.dice.percent(30))].into(),
             payload: None,
             headers: None,
-            topic: Some(topic.to_owned()),
+            topic: Some(topic.into()),
             created_at_us: None,
             parked: None,
         };
@@ -273,8 +273,8 @@ impl Run {
         if self.dice.percent(self.trouble.hopeless) {
             self.found(|found| found.hopeless.insert(event.id));
             match self.dice.below(3) {
-                0 => event.topic = Some("no such/topic".to_owned()),
-                1 => event.headers = Some("[]".to_owned()),
+                0 => event.topic = Some("no such/topic".into()),
+                1 => event.headers = Some("[]".into()),
                 _ => self.sink.on_event(&id, vec![Reply::Poison(reason()); 1000]),
             }
         } else if self.dice.percent(self.trouble.replies) {

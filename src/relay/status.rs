@@ -291,7 +291,7 @@ impl Status {
             (self.tally).count(|counted| counted.violated(&event.event_type, "published"));
             let (now, mut said) = (Instant::now(), lock(&self.violations));
             let is_full = said.len() >= VIOLATIONS_MAX;
-            let rows = match said.get_mut(&event.event_type) {
+            let rows = match said.get_mut(&*event.event_type) {
                 Some((reminders, rows)) => {
                     *rows += 1;
                     if !reminders.due(now) {
@@ -300,7 +300,7 @@ impl Status {
                     std::mem::take(rows)
                 }
                 None if !is_full => {
-                    said.insert(event.event_type.clone(), (Reminders::new(now), 0));
+                    said.insert(event.event_type.to_string(), (Reminders::new(now), 0));
                     1
                 }
                 None => continue,
@@ -309,7 +309,7 @@ impl Status {
                 outbox = self.outbox,
                 seq = event.seq,
                 event_id = %event.id,
-                event_type = event.event_type,
+                event_type = &*event.event_type,
                 class = reason.class,
                 reason = reason.text,
                 rows,
@@ -350,8 +350,8 @@ impl Status {
             outbox = self.outbox,
             seq = event.seq,
             event_id = %event.id,
-            aggregate_type = event.aggregate_type,
-            event_type = event.event_type,
+            aggregate_type = &*event.aggregate_type,
+            event_type = &*event.event_type,
             class = reason.class,
             reason = reason.text,
             "a row cannot be published and was parked in outbox_relay.parked; {rest}"

@@ -529,6 +529,8 @@ impl KafkaSink {
         let detailed = answers || self.topics.holds_any();
         let mut taking: HashMap<&str, HashSet<i32>> = HashMap::new();
         let mut unanswered: HashSet<&str> = HashSet::new();
+        // of the last record: those of a topic mostly come together
+        let mut taken = "";
         let mut outcomes = Vec::with_capacity(group.len());
         for (&i, &report) in group.iter().zip(reports) {
             let outcome = match report {
@@ -546,8 +548,9 @@ impl KafkaSink {
                 }
             };
             match outcome {
-                Outcome::Delivered { partition, .. } => {
-                    let partitions = taking.entry(topic(i)).or_default();
+                Outcome::Delivered { partition, .. } if detailed || taken != topic(i) => {
+                    taken = topic(i);
+                    let partitions = taking.entry(taken).or_default();
                     if detailed {
                         partitions.insert(partition);
                     }

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use bytestring::ByteString;
 use sqlx::postgres::{PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, Decode, Postgres, Row as _, Type};
 use uuid::Uuid;
@@ -563,15 +565,17 @@ impl Checkup {
         let rows = self.rows(doing, sql).await?;
         let event = |row: &PgRow| {
             let payload: Option<String> = get(doing, row, "payload")?;
+            let headers: Option<String> = get(doing, row, "headers")?;
             let plain = |text: String| text.split_ascii_whitespace().collect::<String>();
+            let bytes = |text| STANDARD.decode(plain(text)).ok().map(Bytes::from);
             Ok(Event {
                 seq: 0,
                 id: Uuid::nil(),
-                aggregate_type: String::new(),
-                aggregate_id: Some(String::new()),
-                event_type: get(doing, row, "event_type")?,
-                payload: payload.and_then(|text| STANDARD.decode(plain(text)).ok()),
-                headers: get(doing, row, "headers")?,
+                aggregate_type: ByteString::new(),
+                aggregate_id: Some(ByteString::new()),
+                event_type: get::<String>(doing, row, "event_type")?.into(),
+                payload: payload.and_then(bytes),
+                headers: headers.map(ByteString::from),
                 topic: None,
                 created_at_us: None,
                 parked: None,

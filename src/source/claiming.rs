@@ -154,12 +154,13 @@ impl PollingSource {
         let claim = Filter::bind(filter, claim);
         let mut stream = claim.fetch(self.session.connection()?);
         let mut rows = Rows::default();
+        let mut buffer = decode::Buffer::default();
         // most rows are here already, and to wait costs each of them two looks at the clock
         while let Some(row) = match stream.try_next().now_or_never() {
             Some(read) => read.map_err(|error| Error::statement("claim rows", error))?,
             None => answer(limit, "claim rows", stream.try_next()).await?,
         } {
-            let row = decode::claimed(&row, &polling.outbox)?;
+            let row = decode::claimed(&row, &mut buffer, &polling.outbox)?;
             *rows.came.entry(row.lane).or_default() += 1;
             let size = row.event.size_bytes();
             if rows.rows.is_empty() || (!rows.cut && rows.bytes + size <= bytes_max) {

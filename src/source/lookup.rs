@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _};
 use uuid::Uuid;
 
 use super::archive_sql;
+use super::decode::{text, text_or_null};
 use super::error::Error;
 use super::layout::{Names, literal, names, quote_table};
 use super::session::{Session, answer};
@@ -192,12 +193,12 @@ impl Lookup {
             let event = Event {
                 seq: seq.unwrap_or(0),
                 id,
-                aggregate_type: row.try_get(1)?,
-                aggregate_id: row.try_get(2)?,
-                event_type: row.try_get(3)?,
+                aggregate_type: text(row, 1)?,
+                aggregate_id: text_or_null(row, 2)?,
+                event_type: text(row, 3)?,
                 payload: None,
                 headers: None,
-                topic: row.try_get(4)?,
+                topic: text_or_null(row, 4)?,
                 parked: None,
                 created_at_us: None,
             };

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::archive_sql;
 use super::audit;
-use super::decode;
+use super::decode::{self, text, text_or_null};
 use super::error::Error;
 use super::layout::{Names, literal, names, quote_table};
 use super::parked::Who;
@@ -144,12 +144,12 @@ impl Replayer {
                 event: Event {
                     seq: row.try_get(1)?,
                     id: row.try_get(2)?,
-                    aggregate_type: row.try_get(3)?,
-                    aggregate_id: row.try_get(4)?,
-                    event_type: row.try_get(5)?,
+                    aggregate_type: text(row, 3)?,
+                    aggregate_id: text_or_null(row, 4)?,
+                    event_type: text(row, 5)?,
                     payload: None,
                     headers: None,
-                    topic: row.try_get(6)?,
+                    topic: text_or_null(row, 6)?,
                     parked: None,
                     created_at_us: None,
                 },
@@ -198,9 +198,10 @@ impl Replayer {
         self.session.end("rollback").await?;
         let name = self.outbox.table.to_string();
         // not by the id: that of a partitioned table is unique with what it is partitioned by
+        let mut buffer = decode::Buffer::default();
         let mut events: HashMap<(u32, String), Event> = HashMap::new();
         for row in &found {
-            let row = decode::claimed(row, &name)?;
+            let row = decode::claimed(row, &mut buffer, &name)?;
             events.insert((row.place.table, row.place.tid()), row.event);
         }
         let event_of = |row: &Marked| {

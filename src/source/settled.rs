@@ -371,9 +371,9 @@ mod tests {
         Event {
             seq,
             id: uuid::Uuid::nil(),
-            aggregate_type: String::new(),
+            aggregate_type: "".into(),
             aggregate_id: None,
-            event_type: String::new(),
+            event_type: "".into(),
             payload: None,
             headers: None,
             topic: None,
