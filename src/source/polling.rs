@@ -395,7 +395,7 @@ impl PollingSource {
         if self.nothing_new(&offer).await? {
             held.lanes.clear();
             held.sweeping = false;
-            polling.memory(|memory| memory.lanes.taken(&offer, &[], Instant::now()));
+            polling.memory(|memory| memory.lanes.nothing_new(&offer, Instant::now()));
             return Ok(Claim::Nothing);
         }
         let Some(taken) = self.take_lanes(&offer).await? else {

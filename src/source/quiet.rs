@@ -1,5 +1,6 @@
 //! Knowing that nothing is new without a look at the table: an outbox at rest costs one short question a
-//! poll, and not a transaction.
+//! poll, and not a transaction. Rest begins between two rows that are some milliseconds apart: there the question
+//! may be asked more often than the table could be looked at.
 //!
 //! **When it is known.** The last number that was drawn was read; then nobody was left who writes to the
 //! table; then a look at all lanes found none with work. An insert takes its lock on the table before it draws
@@ -24,8 +25,8 @@ use super::lanes::Offer;
 use super::polling::PollingSource;
 use super::session::{Last, answer};
 
-/// How long no row must have come: while rows trickle, the question would only stand before the claim.
-const REST: Duration = Duration::from_millis(250);
+/// How long no row must have come: where they come faster, the question would only stand before the claim.
+const REST: Duration = Duration::from_millis(5);
 /// How long it counts what a look at all lanes found: a tenth of the time since the last row, between these.
 const SURE_MIN: Duration = Duration::from_millis(500);
 const SURE_MAX: Duration = Duration::from_secs(1);
@@ -36,18 +37,33 @@ pub(super) struct Quiet {
     known: Option<Last>,
     /// Until when that counts, and when to look the next time whether somebody writes still.
     until: Option<Instant>,
+    /// When that was looked for, and whether nobody wrote then.
+    looked: Option<(Instant, bool)>,
 }
 
 impl Quiet {
     /// Whether to look `now`, which the caller does then: nothing is known until it has [found](Self::found)
     /// something. No row has come since `rested`.
     fn looks(&mut self, now: Instant, rested: Duration) -> bool {
-        let due = self.until.is_none_or(|until| until <= now);
-        if due {
+        let over = self.until.is_none_or(|until| until <= now);
+        // rows have come since, and may come again. Where somebody writes for long, that is not asked after each
+        let anew = self.looked.is_some_and(|(at, nobody)| nobody && now.duration_since(at) > rested);
+        if over || anew {
             let sure = (rested / 10).clamp(SURE_MIN, SURE_MAX);
-            (self.known, self.until) = (None, Some(now + sure));
+            *self = Self {
+                known: None,
+                until: Some(now + sure),
+                looked: Some((now, false)),
+            };
         }
-        due
+        over || anew
+    }
+
+    /// Nobody wrote at the look that is being made.
+    fn nobody_writes(&mut self) {
+        if let Some((_, nobody)) = &mut self.looked {
+            *nobody = true;
+        }
     }
 
     /// No lane has work, and nobody writes who drew a number up to `last`; `None`: who knows.
@@ -102,7 +118,11 @@ impl PollingSource {
         let polling = Arc::clone(&self.polling);
         let (drawn, lockers) = (&polling.statements.drawn, &polling.statements.lockers);
         let told = self.session.last_and_writers(drawn, lockers).await?;
-        Ok(told.and_then(|(last, writers)| writers.is_empty().then_some(last)))
+        let last = told.and_then(|(last, writers)| writers.is_empty().then_some(last));
+        if last.is_some() {
+            self.polling.memory(|memory| memory.quiet.nobody_writes());
+        }
+        Ok(last)
     }
 }
 
@@ -125,6 +145,23 @@ mod tests {
         quiet.found(None);
         assert!(!quiet.looks(now + SURE_MIN + SURE_MIN / 2, REST));
         assert_eq!(quiet.known(now + SURE_MIN + SURE_MIN / 2), None);
+    }
+
+    #[test]
+    fn it_is_asked_anew_after_rows_unless_somebody_wrote_for_long() {
+        let now = Instant::now();
+        let later = now + Duration::from_millis(20);
+        for nobody in [true, false] {
+            let mut quiet = Quiet::default();
+            assert!(quiet.looks(now, REST));
+            if nobody {
+                quiet.nobody_writes();
+            }
+            quiet.found(None);
+            let none_since = later - now + REST;
+            assert!(!quiet.looks(later, none_since), "{nobody}");
+            assert_eq!(quiet.looks(later, REST), nobody);
+        }
     }
 
     #[test]
