@@ -131,9 +131,6 @@ mod tests {
             last = next_poll(last, ms(slept));
             last
         });
-        assert_eq!(
-            polls,
-            [100, 200, 400, 800, 1_000, 1_000, 100, 200].map(ms)
-        );
+        assert_eq!(polls, [100, 200, 400, 800, 1_000, 1_000, 100, 200].map(ms));
     }
 }

@@ -395,23 +395,11 @@ impl KafkaSink {
         }
     }
 
-    /// The attempts at `indices`, by which of `count` producers they go to: those of a partition, in order, behind
-    /// one another. librdkafka sends what a partition has as soon as it may, so that records of many in turns would
-    /// become many small requests.
+    /// The attempts at `indices`, by which of `count` producers they go to.
     fn shares(&self, round: &Round<'_>, indices: &[usize], count: usize) -> Vec<Vec<usize>> {
-        let mut lists = vec![Vec::new(); count];
-        let mut shares = Shares::new(count);
-        for &i in indices {
-            let record = round.attempts[i].record;
-            let partitions = |topic: &str| self.topics.partitions(topic);
-            let (share, partition) = shares.of(&record.topic, &record.key, partitions);
-            lists[share].push((partition, i));
-        }
-        let in_order = |mut list: Vec<(i32, usize)>| {
-            list.sort_unstable();
-            list.into_iter().map(|(_, i)| i).collect()
-        };
-        lists.into_iter().map(in_order).collect()
+        let record = |i: usize| round.attempts[i].record;
+        let partitions = |topic: &str| self.topics.partitions(topic);
+        Shares::new(count).of_all(indices, record, partitions)
     }
 
     /// Adds to `wave` what of `indices` may go now to the producer of `share`, and that producer.

@@ -146,11 +146,7 @@ impl Piece {
 ///
 /// # Errors
 /// A column that is not what the layout says.
-pub(super) fn claimed(
-    row: &PgRow,
-    buffer: &mut Buffer,
-    outbox: &str,
-) -> Result<ClaimedRow, Error> {
+pub(super) fn claimed(row: &PgRow, buffer: &mut Buffer, outbox: &str) -> Result<ClaimedRow, Error> {
     read_claimed(row, buffer).map_err(|error| Error::Row {
         outbox: outbox.to_owned(),
         cause: error.into(),
@@ -255,7 +251,10 @@ fn read_parked(row: &PgRow) -> Result<ParkedRow, sqlx::Error> {
         let headers = headers_from_json(&headers).map_err(|e| sqlx::Error::Decode(Box::new(e)))?;
         let (key, value) = match row.try_get(12)? {
             true => (row.try_get(13)?, row.try_get(14)?),
-            false => (event.key().as_bytes().to_vec(), event.payload.take().map(Vec::from)),
+            false => (
+                event.key().as_bytes().to_vec(),
+                event.payload.take().map(Vec::from),
+            ),
         };
         event.payload = None;
         event.parked = Some(Box::new(Record {
@@ -310,6 +309,26 @@ pub(super) fn headers_from_json(json: &str) -> Result<Vec<Header<'static>>, serd
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_put_into_pieces_stays_as_it_was() {
+        let mut piece = Piece::default();
+        let sizes = [
+            0,
+            1,
+            36,
+            400,
+            PART_BYTES_MAX,
+            PART_BYTES_MAX + 1,
+            PIECE_BYTES,
+            3,
+        ];
+        let filled = |n: usize| vec![u8::try_from(n % 251).unwrap(); sizes[n % sizes.len()]];
+        let put: Vec<Bytes> = (0..500).map(|n| piece.bytes(&filled(n))).collect();
+        for (n, put) in put.iter().enumerate() {
+            assert_eq!(*put, filled(n), "{n}");
+        }
+    }
 
     #[test]
     fn parked_headers_come_back_as_they_were() {

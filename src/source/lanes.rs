@@ -459,6 +459,13 @@ mod tests {
             [pause_at(0), pause_at(50), pause_at(600), pause_at(5_000)],
             [2 * MS, 5 * MS, 60 * MS, 100 * MS]
         );
+        // the last number says that there is nothing new
+        lanes.woken(start);
+        let quiet = start + 600 * MS;
+        lanes.sweep_at = quiet;
+        let offer = claim(lanes.turn(quiet));
+        lanes.nothing_new(&offer, quiet);
+        assert_eq!(wait(lanes.turn(quiet)) - quiet, 30 * MS);
         let now = start + 6_000 * MS;
         lanes.woken(now);
         sweep(&mut lanes, &[1], 10, 3, now);

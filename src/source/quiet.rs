@@ -47,7 +47,9 @@ impl Quiet {
     fn looks(&mut self, now: Instant, rested: Duration) -> bool {
         let over = self.until.is_none_or(|until| until <= now);
         // rows have come since, and may come again. Where somebody writes for long, that is not asked after each
-        let anew = self.looked.is_some_and(|(at, nobody)| nobody && now.duration_since(at) > rested);
+        let anew = self
+            .looked
+            .is_some_and(|(at, nobody)| nobody && now.duration_since(at) > rested);
         if over || anew {
             let sure = (rested / 10).clamp(SURE_MIN, SURE_MAX);
             *self = Self {
