@@ -3,10 +3,7 @@
 //! rust-rdkafka's own `ThreadedProducer` polls for 100 ms at a time for as long as it lives, and its
 //! poll spins through the last part of a millisecond that librdkafka's time-outs cannot express:
 //! 0.7 ms of every 100, measured, for each producer, idle or not. Here the thread sleeps while no
-//! report is awaited, which is nearly always, and polls the longer the more often reports are.
-//!
-//! **Drawback chosen.** A poll cannot be ended, so the end of a busy producer takes as long as its last one
-//! lasts still, up to [`POLL_MAX`].
+//! report is awaited, which is nearly always.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,22 +12,11 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::{BaseProducer, ProducerContext};
-use tokio::time::Instant;
 
-/// How long a poll lasts, and so how long the thread goes on after the last report: at first, and where
-/// reports are awaited again and again.
-const POLL_MIN: Duration = Duration::from_millis(100);
-const POLL_MAX: Duration = Duration::from_secs(1);
+/// How long one poll lasts, and so how long the thread goes on after the last report.
+const POLL: Duration = Duration::from_millis(100);
 
-/// How long to poll after a poll of `last` and a sleep of `slept`.
-fn next_poll(last: Duration, slept: Duration) -> Duration {
-    match slept < POLL_MAX {
-        true => POLL_MAX.min(last * 2),
-        false => POLL_MIN,
-    }
-}
-
-/// See the module's description. Dropping it waits for the thread, [`POLL_MAX`] at most, and then for the
+/// See the module's description. Dropping it waits for the thread, `POLL` at most, and then for the
 /// producer's own end: not for an async thread.
 pub(super) struct PolledProducer<C: ProducerContext + 'static> {
     producer: Arc<BaseProducer<C>>,
@@ -78,11 +64,8 @@ impl<C: ProducerContext + 'static> PolledProducer<C> {
         let polled = Arc::clone(&producer);
         let told = Arc::clone(&work);
         let poll = move || {
-            let (mut poll, mut polled_at) = (POLL_MIN / 2, Instant::now());
             while told.wait() {
-                poll = next_poll(poll, polled_at.elapsed());
-                polled.poll(poll);
-                polled_at = Instant::now();
+                polled.poll(POLL);
             }
         };
         let thread = std::thread::Builder::new().name("kafka-reports".to_owned());
@@ -115,22 +98,5 @@ impl<C: ProducerContext + 'static> Drop for PolledProducer<C> {
             // its panic would be one of a context's callbacks, which has told its story
             drop(thread.join());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_busy_producer_polls_ever_longer_and_one_that_rested_begins_anew() {
-        let ms = Duration::from_millis;
-        let polls = [0, 0, 5, 900, 0, 0, 1_000, 0];
-        let mut last = POLL_MIN / 2;
-        let polls = polls.map(|slept| {
-            last = next_poll(last, ms(slept));
-            last
-        });
-        assert_eq!(polls, [100, 200, 400, 800, 1_000, 1_000, 100, 200].map(ms));
     }
 }
