@@ -38,18 +38,18 @@ struct Topic {
 /// What [`Opened::split`] makes of a list of records.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Split<'a> {
-    /// To be sent now, in order.
+    /// To be sent now, those of a partition in order.
     pub(super) now: Vec<usize>,
-    /// To be sent when those have been acknowledged, in order.
+    /// To be sent when those have been acknowledged, likewise.
     pub(super) later: Vec<usize>,
     /// What is opened by that.
     pub(super) opening: HashSet<(&'a str, i32)>,
 }
 
 impl Opened {
-    /// Splits the attempts at `indices`, in order: those of opened partitions and the first for each
-    /// that is not may go now, the others later. A key is in one partition, so its records stay in
-    /// order. `partitions` tells how many a topic has.
+    /// Splits the attempts at `indices`, those of a partition in order: those of opened partitions and the
+    /// first for each that is not may go now, the others later. A key is in one partition, so its records
+    /// stay in order. `partitions` tells how many a topic has.
     pub(super) fn split<'a>(
         &mut self,
         attempts: &'a [Attempt<'_>],

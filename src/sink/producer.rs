@@ -9,7 +9,7 @@
 //! - One worker, one batch, and its own producers, each with a share of the partitions (see `producers`): a
 //!   purge can never touch another batch's records, and what follows a withdrawn record of its partition is
 //!   withdrawn with it.
-//! - Records of a key are enqueued in order, and none after one of that key was rejected, suspected
+//! - Records of a key in a topic are enqueued in order, and none of a key after one of it was rejected, suspected
 //!   or left unfinished in the same publish; none of a topic after a fault of that topic.
 //! - The first record for a partition goes alone: a broker that does not know the producer would let
 //!   in what follows a refused one (see `opened`).

@@ -1,4 +1,4 @@
-//! One group of records, on its way into a producer and back: enqueued in order, waited for, withdrawn
+//! One group of records, on its way into a producer and back: enqueued, each partition in order, waited for, withdrawn
 //! where it must be.
 
 use std::collections::HashSet;
@@ -25,7 +25,7 @@ const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Part<'a> {
     pub(super) share: usize,
     pub(super) generation: Generation,
-    /// Indices of attempts, in order.
+    /// Indices of attempts, those of a partition in order.
     pub(super) group: Vec<usize>,
     /// The partitions that it opens.
     pub(super) opening: HashSet<(&'a str, i32)>,
@@ -53,7 +53,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Enqueues the records in order, up to the first that librdkafka refuses or the deadline. The room of
+    /// Enqueues the records as they stand in the group, up to the first that librdkafka refuses or the deadline. The room of
     /// what was not enqueued is given back.
     pub(super) async fn enqueue<F: Future<Output = ()>>(
         &mut self,

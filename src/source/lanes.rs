@@ -12,7 +12,7 @@
 //!
 //! **Pauses.** After an empty sweep the pause is a tenth of the time since the last row, between the
 //! two poll intervals: short while rows trickle, long when nobody writes. It is half as long where the last
-//! number told as much (see `quiet`), which costs a third of a sweep. No pause after rows.
+//! number told as much (see `quiet`), which costs one round trip. No pause after rows.
 //!
 //! **Failures.** A lane whose batch failed waits out a backoff of its own and is tried with a single
 //! row then. The size of claims adapts to the size of rows, from below.
@@ -323,9 +323,9 @@ impl Lanes {
         }
     }
 
-    /// A `part` of the time since the last row, between the two poll intervals.
-    fn pause(&self, now: Instant, part: u32) -> Duration {
-        (self.rested(now) / part).clamp(self.limits.pause_min, self.limits.pause_max)
+    /// One of so many parts of the time since the last row, between the two poll intervals.
+    fn pause(&self, now: Instant, parts: u32) -> Duration {
+        (self.rested(now) / parts).clamp(self.limits.pause_min, self.limits.pause_max)
     }
 
     fn offer(&mut self, lanes: Vec<i32>, take_max: i64, sweep: bool) -> Offer {

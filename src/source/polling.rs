@@ -418,7 +418,7 @@ impl PollingSource {
         }
         polling.memory(|memory| {
             memory.lanes.taken(&offer, &lanes, Instant::now());
-            memory.quiet.found(last.filter(|_| lanes.is_empty()));
+            memory.quiet.found(last, lanes.is_empty());
         });
         if lanes.is_empty() {
             held.sweeping = false;

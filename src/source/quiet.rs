@@ -35,48 +35,52 @@ const SURE_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Quiet {
     known: Option<Last>,
-    /// Until when that counts, and when to look the next time whether somebody writes still.
-    until: Option<Instant>,
-    /// When that was looked for, and whether nobody wrote then.
-    looked: Option<(Instant, bool)>,
+    look: Option<Look>,
+}
+
+/// The last look for whether somebody writes.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    /// Until when what is known counts, and when to look the next time.
+    until: Instant,
+    /// Whether nobody wrote.
+    nobody: bool,
 }
 
 impl Quiet {
     /// Whether to look `now`, which the caller does then: nothing is known until it has [found](Self::found)
     /// something. No row has come since `rested`.
     fn looks(&mut self, now: Instant, rested: Duration) -> bool {
-        let over = self.until.is_none_or(|until| until <= now);
-        // rows have come since, and may come again. Where somebody writes for long, that is not asked after each
-        let anew = self
-            .looked
-            .is_some_and(|(at, nobody)| nobody && now.duration_since(at) > rested);
-        if over || anew {
+        let due = self.look.as_ref().is_none_or(|look| {
+            // rows have come since, and may come again. Where somebody writes for long, that is not asked after each
+            let anew = look.nobody && now.duration_since(look.at) > rested;
+            look.until <= now || anew
+        });
+        if due {
             let sure = (rested / 10).clamp(SURE_MIN, SURE_MAX);
-            *self = Self {
-                known: None,
-                until: Some(now + sure),
-                looked: Some((now, false)),
-            };
+            self.known = None;
+            self.look = Some(Look {
+                at: now,
+                until: now + sure,
+                nobody: false,
+            });
         }
-        over || anew
+        due
     }
 
-    /// Nobody wrote at the look that is being made.
-    fn nobody_writes(&mut self) {
-        if let Some((_, nobody)) = &mut self.looked {
-            *nobody = true;
+    /// Nobody writes who drew a number up to `last`, and whether `nothing` is there to claim. `None`: who knows.
+    pub(super) fn found(&mut self, last: Option<Last>, nothing: bool) {
+        self.known = last.filter(|_| nothing);
+        if let (Some(_), Some(look)) = (last, &mut self.look) {
+            look.nobody = true;
         }
-    }
-
-    /// No lane has work, and nobody writes who drew a number up to `last`; `None`: who knows.
-    pub(super) fn found(&mut self, last: Option<Last>) {
-        self.known = last;
     }
 
     /// What the sequence says as long as nothing is new, if that is known `now`.
     fn known(&self, now: Instant) -> Option<Last> {
         self.known
-            .filter(|_| self.until.is_some_and(|until| now < until))
+            .filter(|_| self.look.as_ref().is_some_and(|look| now < look.until))
     }
 }
 
@@ -120,11 +124,7 @@ impl PollingSource {
         let polling = Arc::clone(&self.polling);
         let (drawn, lockers) = (&polling.statements.drawn, &polling.statements.lockers);
         let told = self.session.last_and_writers(drawn, lockers).await?;
-        let last = told.and_then(|(last, writers)| writers.is_empty().then_some(last));
-        if last.is_some() {
-            self.polling.memory(|memory| memory.quiet.nobody_writes());
-        }
-        Ok(last)
+        Ok(told.and_then(|(last, writers)| writers.is_empty().then_some(last)))
     }
 }
 
@@ -138,14 +138,17 @@ mod tests {
         let mut quiet = Quiet::default();
         assert!(quiet.looks(now, REST));
         assert_eq!(quiet.known(now), None, "not yet");
-        quiet.found(Some((Some(7), 1)));
+        quiet.found(Some((Some(7), 1)), true);
         assert_eq!(quiet.known(now + SURE_MIN / 2), Some((Some(7), 1)));
-        assert!(!quiet.looks(now + SURE_MIN / 2, REST));
+        assert!(!quiet.looks(now + SURE_MIN / 2, REST + SURE_MIN / 2));
         assert_eq!(quiet.known(now + SURE_MIN), None);
-        assert!(quiet.looks(now + SURE_MIN, REST));
+        assert!(quiet.looks(now + SURE_MIN, REST + SURE_MIN));
         // somebody writes: that is not asked at every poll
-        quiet.found(None);
-        assert!(!quiet.looks(now + SURE_MIN + SURE_MIN / 2, REST));
+        quiet.found(None, true);
+        assert!(!quiet.looks(
+            now + SURE_MIN + SURE_MIN / 2,
+            REST + SURE_MIN + SURE_MIN / 2
+        ));
         assert_eq!(quiet.known(now + SURE_MIN + SURE_MIN / 2), None);
     }
 
@@ -156,10 +159,8 @@ mod tests {
         for nobody in [true, false] {
             let mut quiet = Quiet::default();
             assert!(quiet.looks(now, REST));
-            if nobody {
-                quiet.nobody_writes();
-            }
-            quiet.found(None);
+            quiet.found(Some((Some(7), 1)).filter(|_| nobody), true);
+            quiet.found(None, false);
             let none_since = later - now + REST;
             assert!(!quiet.looks(later, none_since), "{nobody}");
             assert_eq!(quiet.looks(later, REST), nobody);
@@ -172,7 +173,7 @@ mod tests {
         for (rested, sure_ms) in [(0, 500), (7, 700), (3_600, 1_000)] {
             let mut quiet = Quiet::default();
             quiet.looks(now, Duration::from_secs(rested));
-            quiet.found(Some((Some(7), 1)));
+            quiet.found(Some((Some(7), 1)), true);
             let sure = Duration::from_millis(sure_ms);
             let just_before = now + sure - Duration::from_millis(1);
             assert!(quiet.known(just_before).is_some(), "{rested} s");
@@ -185,8 +186,8 @@ mod tests {
         let now = Instant::now();
         let mut quiet = Quiet::default();
         quiet.looks(now, REST);
-        quiet.found(Some((Some(7), 1)));
-        quiet.found(None);
+        quiet.found(Some((Some(7), 1)), true);
+        quiet.found(None, true);
         assert_eq!(quiet.known(now), None);
     }
 }
