@@ -45,6 +45,7 @@ ARG FEATURES=top
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests && echo 'fn main() {}' | tee src/main.rs >tests/main.rs && touch src/lib.rs \
     && cargo build --locked --release --no-default-features --features "$FEATURES"
+COPY build.rs ./
 COPY migrations migrations
 COPY src src
 # newer than what stood for it above

@@ -1,6 +1,7 @@
 //! What became of one record: the sink's word, in the relay's terms.
 
 use std::fmt;
+use std::ops::Deref;
 
 /// What Kafka, or the checks before it, said of one record.
 ///
@@ -27,9 +28,14 @@ pub enum Outcome {
 }
 
 /// Why a record was rejected. Goes to the `parked` table and the log, so it holds names, sizes and
-/// limits, never a payload or a key.
+/// limits, never a payload or a key. A pointer to what is told: nearly every record has none, and each batch has
+/// several lists of outcomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason {
+pub struct Reason(Box<Told>);
+
+/// What a [`Reason`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
     /// A short, stable word for metrics and filters, such as `too_large`.
     pub class: &'static str,
     /// One sentence for the operator.
@@ -39,10 +45,16 @@ pub struct Reason {
 impl Reason {
     /// A reason of class `class`, told as `text`.
     pub fn new(class: &'static str, text: impl Into<String>) -> Self {
-        Self {
-            class,
-            text: text.into(),
-        }
+        let text = text.into();
+        Self(Box::new(Told { class, text }))
+    }
+}
+
+impl Deref for Reason {
+    type Target = Told;
+
+    fn deref(&self) -> &Told {
+        &self.0
     }
 }
 

@@ -603,7 +603,7 @@ mod tests {
         router
             .topic(event)
             .map(Cow::into_owned)
-            .map_err(|reason| reason.text)
+            .map_err(|reason| reason.text.clone())
     }
 
     #[test]

@@ -87,7 +87,10 @@ pub enum Verdict {
 /// # Panics
 /// If there is not one outcome per row.
 #[must_use]
-pub fn settle<'a>(rows: &[Row<'a>], outcomes: &[Outcome]) -> Vec<Verdict> {
+pub fn settle<'a>(
+    rows: impl ExactSizeIterator<Item = Row<'a>>,
+    outcomes: &[Outcome],
+) -> Vec<Verdict> {
     assert_eq!(rows.len(), outcomes.len(), "one outcome per row");
     if outcomes
         .iter()
@@ -97,7 +100,7 @@ pub fn settle<'a>(rows: &[Row<'a>], outcomes: &[Outcome]) -> Vec<Verdict> {
     }
     let mut unfinished = HashSet::new();
     let mut blocked = HashSet::new();
-    let judge = |(row, outcome): (&Row<'a>, &Outcome)| {
+    let judge = |(row, outcome): (Row<'a>, &Outcome)| {
         if blocked.contains(row.key) {
             return Verdict::Behind;
         }
@@ -123,7 +126,7 @@ pub fn settle<'a>(rows: &[Row<'a>], outcomes: &[Outcome]) -> Vec<Verdict> {
             }
         }
     };
-    rows.iter().zip(outcomes).map(judge).collect()
+    rows.zip(outcomes).map(judge).collect()
 }
 
 #[cfg(test)]
@@ -181,7 +184,7 @@ mod tests {
         #[test]
         fn nothing_past_a_streams_first_unfinished_row_is_ever_done((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes);
+            let verdicts = settle(rows.iter().copied(), &outcomes);
             prop_assert_eq!(verdicts.len(), rows.len());
             for (i, verdict) in verdicts.iter().enumerate() {
                 if *verdict != Verdict::Done {
@@ -198,7 +201,7 @@ mod tests {
         #[test]
         fn an_aggregate_waits_behind_its_first_row_that_blocks((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes);
+            let verdicts = settle(rows.iter().copied(), &outcomes);
             for i in 0..rows.len() {
                 let waits = |j: usize| {
                     rows[j].key == rows[i].key
@@ -213,12 +216,12 @@ mod tests {
         #[test]
         fn a_dead_letter_changes_nothing_for_the_rows_after_it((keys, outcomes) in batch(any_policy())) {
             let all = rows(&keys);
-            let verdicts = settle(&all, &outcomes);
+            let verdicts = settle(all.iter().copied(), &outcomes);
             let dead = |i: &usize| matches!(verdicts[*i], Verdict::Park(_, Policy::DeadLetter));
             let kept: Vec<usize> = (0..all.len()).filter(|i| !dead(i)).collect();
             let rows: Vec<_> = kept.iter().map(|i| all[*i]).collect();
             let outcomes: Vec<_> = kept.iter().map(|i| outcomes[*i].clone()).collect();
-            let without = settle(&rows, &outcomes);
+            let without = settle(rows.iter().copied(), &outcomes);
             for (i, verdict) in kept.iter().zip(&without) {
                 prop_assert_eq!(&verdicts[*i], verdict);
             }
@@ -227,7 +230,7 @@ mod tests {
         #[test]
         fn only_what_was_rejected_is_parked_and_only_behind_something_is_behind((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes);
+            let verdicts = settle(rows.iter().copied(), &outcomes);
             for (i, verdict) in verdicts.iter().enumerate() {
                 match verdict {
                     Verdict::Park(reason, policy) => {
@@ -244,7 +247,7 @@ mod tests {
         #[test]
         fn streams_without_trouble_are_done((keys, outcomes) in batch(any_policy())) {
             let rows = rows(&keys);
-            let verdicts = settle(&rows, &outcomes);
+            let verdicts = settle(rows.iter().copied(), &outcomes);
             for i in 0..rows.len() {
                 let calm = (0..=i).all(|j| rows[j].key != rows[i].key || delivered(&outcomes[j]));
                 if calm {
@@ -262,7 +265,10 @@ mod tests {
             partition: 0,
             offset: 3,
         };
-        let verdicts = settle(&[row, row, other], &[Outcome::Unfinished, ok.clone(), ok]);
+        let verdicts = settle(
+            [row, row, other].into_iter(),
+            &[Outcome::Unfinished, ok.clone(), ok],
+        );
         assert_eq!(
             verdicts,
             [Verdict::Release, Verdict::Release, Verdict::Done]
@@ -293,7 +299,10 @@ mod tests {
             for other in [Policy::Block, Policy::DeadLetter] {
                 let rows = [row("t", policy), row("t", other)];
                 let park = Verdict::Park(reason.clone(), policy);
-                assert_eq!(settle(&rows, &outcomes), [park, next.clone()]);
+                assert_eq!(
+                    settle(rows.iter().copied(), &outcomes),
+                    [park, next.clone()]
+                );
             }
         }
     }

@@ -573,7 +573,7 @@ mod tests {
         let judged = contracts.judge("E", None, payload.as_bytes());
         let reason = judged.expect_err("it violates its contract");
         assert_eq!(reason.class, VIOLATED);
-        reason.text
+        reason.text.clone()
     }
 
     #[test]

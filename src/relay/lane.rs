@@ -162,14 +162,12 @@ impl Lane {
         };
         paused.remember(sink, &events, &records, &outcomes);
 
-        let rows: Vec<Row<'_>> = (events.iter().zip(&records))
-            .map(|(event, record)| Row {
-                key: event.key(),
-                topic: record.as_ref().map(|record| record.topic.as_ref()),
-                policy: self.policies.of(&event.event_type),
-            })
-            .collect();
-        let mut verdicts = settle(&rows, &outcomes);
+        let rows = (events.iter().zip(&records)).map(|(event, record)| Row {
+            key: event.key(),
+            topic: record.as_ref().map(|record| record.topic.as_ref()),
+            policy: self.policies.of(&event.event_type),
+        });
+        let mut verdicts = settle(rows, &outcomes);
         if makes(Mistake::SettlePastUnfinished)
             && let Some(last) = verdicts.iter().rposition(|v| *v == Verdict::Done)
         {

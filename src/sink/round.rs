@@ -272,8 +272,9 @@ impl<'a> Round<'a> {
 
     /// The outcomes, complete. Tries that came to nothing are given back. What was not answered waits
     /// for its topic if that is paused, for its partition if that is held, else for the next publish.
-    pub(super) fn finish(self, topics: &Topics) -> Vec<Outcome> {
+    pub(super) fn finish(mut self, topics: &Topics) -> Vec<Outcome> {
         let now = Instant::now();
+        let outcomes = std::mem::take(&mut self.outcomes);
         topics.give_back(&self.trying, &self.taken, now);
         let topic = |i: usize| &*self.attempts[i].record.topic;
         let silent = |i: usize| match topics.standing(topic(i), now) {
@@ -282,8 +283,7 @@ impl<'a> Round<'a> {
             _ if self.place(i) != Place::Free => Outcome::Paused,
             _ => Outcome::Unfinished,
         };
-        let outcomes = self.outcomes.iter().cloned().enumerate();
-        outcomes
+        (outcomes.into_iter().enumerate())
             .map(|(i, outcome)| outcome.unwrap_or_else(|| silent(i)))
             .collect()
     }

@@ -17,6 +17,7 @@ use super::lanes::Claimed;
 use super::polling::PollingSource;
 use super::session::answer;
 use super::sql::Filtered;
+use crate::event::Event;
 use crate::route::{Kind, Waiting};
 
 /// How long an aggregate with a row that somebody else has locked is passed over before the relay
@@ -26,8 +27,9 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(500);
 /// Rows as the claim brought them.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// What fits the byte limit, lane by lane, in `seq` order.
+    /// What fits the byte limit, lane by lane, in `seq` order; and the event of each.
     pub(super) rows: Vec<ClaimedRow>,
+    pub(super) events: Vec<Event>,
     pub(super) bytes: usize,
     /// Rows each lane sent.
     pub(super) came: HashMap<i32, i32>,
@@ -37,6 +39,13 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// Keeps the rows for which `keeps`.
+    pub(super) fn retain(&mut self, keeps: impl Fn(&ClaimedRow, &Event) -> bool) {
+        let pairs = std::mem::take(&mut self.rows).into_iter();
+        let pairs = pairs.zip(std::mem::take(&mut self.events));
+        (self.rows, self.events) = pairs.filter(|(row, event)| keeps(row, event)).unzip();
+    }
+
     pub(super) fn came(&self, lanes: &[i32], asked: &[i32]) -> Vec<Claimed> {
         let claimed = |(&lane, &asked): (&i32, &i32)| {
             // a lane that lost rows to the byte limit has more, so it counts as full
@@ -153,24 +162,29 @@ impl PollingSource {
         let claim = claim.bind(lanes).bind(asked).bind(places);
         let claim = Filter::bind(filter, claim);
         let mut stream = claim.fetch(self.session.connection()?);
-        let mut rows = Rows::default();
+        let mut rows = Rows {
+            events: Vec::with_capacity(self.rows_before),
+            ..Rows::default()
+        };
         let mut buffer = decode::Buffer::default();
         // most rows are here already, and to wait costs each of them two looks at the clock
         while let Some(row) = match stream.try_next().now_or_never() {
             Some(read) => read.map_err(|error| Error::statement("claim rows", error))?,
             None => answer(limit, "claim rows", stream.try_next()).await?,
         } {
-            let row = decode::claimed(&row, &mut buffer, &polling.outbox)?;
+            let (row, event) = decode::claimed(&row, &mut buffer, &polling.outbox)?;
             *rows.came.entry(row.lane).or_default() += 1;
-            let size = row.event.size_bytes();
+            let size = event.size_bytes();
             if rows.rows.is_empty() || (!rows.cut && rows.bytes + size <= bytes_max) {
                 rows.bytes += size;
                 rows.rows.push(row);
+                rows.events.push(event);
             } else {
                 rows.cut = true;
                 rows.left.insert(row.lane);
             }
         }
+        self.rows_before = rows.rows.len();
         Ok(rows)
     }
 
@@ -178,15 +192,15 @@ impl PollingSource {
     /// first of those of each lane. `place_of`: behind which row the claim of a lane began.
     pub(super) async fn put_locked_aside(
         &mut self,
-        rows: &mut Vec<ClaimedRow>,
+        rows: &mut Rows,
         place_of: impl Fn(i32) -> i64,
         filter: Option<&Filter>,
     ) -> Result<HashMap<i32, i64>, Error> {
         let polling = Arc::clone(&self.polling);
         let limit = self.session.answer_timeout();
         let mut claimed: HashMap<i32, Vec<i64>> = HashMap::new();
-        for row in rows.iter() {
-            claimed.entry(row.lane).or_default().push(row.event.seq);
+        for (row, event) in rows.rows.iter().zip(&rows.events) {
+            claimed.entry(row.lane).or_default().push(event.seq);
         }
         let (mut lanes, mut last) = (Vec::new(), Vec::new());
         for (lane, seqs) in &claimed {
@@ -237,11 +251,8 @@ impl PollingSource {
                 let at = first.entry(key).or_insert(seq);
                 *at = seq.min(*at);
             }
-            rows.retain(|row| {
-                row.lane != lane
-                    || first
-                        .get(row.event.key())
-                        .is_none_or(|seq| row.event.seq < *seq)
+            rows.retain(|row, event| {
+                row.lane != lane || first.get(event.key()).is_none_or(|seq| event.seq < *seq)
             });
             let until = Instant::now() + LOCKED_PAUSE;
             polling.memory(|memory| {

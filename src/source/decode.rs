@@ -73,12 +73,11 @@ impl Encode<'_, Postgres> for Places {
     }
 }
 
-/// One row as the claim returns it; the order of the columns is `Statements::claim`'s.
-#[derive(Debug)]
+/// What the claim says of a row beside its event.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct ClaimedRow {
     pub(super) lane: i32,
     pub(super) place: Place,
-    pub(super) event: Event,
     /// Whether any aggregate of the outbox waits behind a parked row.
     pub(super) holding: bool,
 }
@@ -142,18 +141,22 @@ impl Piece {
     }
 }
 
-/// Reads a row of the claim, by way of its `buffer`.
+/// Reads a row of the claim, by way of its `buffer`; the order of the columns is `Statements::claim`'s.
 ///
 /// # Errors
 /// A column that is not what the layout says.
-pub(super) fn claimed(row: &PgRow, buffer: &mut Buffer, outbox: &str) -> Result<ClaimedRow, Error> {
+pub(super) fn claimed(
+    row: &PgRow,
+    buffer: &mut Buffer,
+    outbox: &str,
+) -> Result<(ClaimedRow, Event), Error> {
     read_claimed(row, buffer).map_err(|error| Error::Row {
         outbox: outbox.to_owned(),
         cause: error.into(),
     })
 }
 
-fn read_claimed(row: &PgRow, buffer: &mut Buffer) -> Result<ClaimedRow, sqlx::Error> {
+fn read_claimed(row: &PgRow, buffer: &mut Buffer) -> Result<(ClaimedRow, Event), sqlx::Error> {
     let Buffer {
         piece,
         aggregate_type,
@@ -173,13 +176,12 @@ fn read_claimed(row: &PgRow, buffer: &mut Buffer) -> Result<ClaimedRow, sqlx::Er
     };
     let table = row.try_get_unchecked::<Oid, _>(2)?.0;
     let place = place(table, row.try_get_raw(3)?)?;
-    let holding = row.try_get_unchecked(12)?;
-    Ok(ClaimedRow {
+    let row = ClaimedRow {
         lane: row.try_get_unchecked(0)?,
         place,
-        event,
-        holding,
-    })
+        holding: row.try_get_unchecked(12)?,
+    };
+    Ok((row, event))
 }
 
 /// A `tid` on the wire is a page number and a line number, big-endian

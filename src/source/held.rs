@@ -25,6 +25,7 @@ use super::Error;
 use super::decode::ClaimedRow;
 use super::polling::PollingSource;
 use super::session::answer;
+use crate::event::Event;
 
 /// For so many aggregates of a batch one that waits may be read.
 const FRONTS_SHARE: usize = 16;
@@ -111,11 +112,12 @@ impl PollingSource {
     pub(super) async fn held_keys(
         &mut self,
         rows: &[ClaimedRow],
+        events: &[Event],
     ) -> Result<HashSet<String>, Error> {
         if !rows.iter().any(|row| row.holding) {
             return Ok(HashSet::new());
         }
-        let keys: HashSet<&str> = rows.iter().map(|row| row.event.key()).collect();
+        let keys: HashSet<&str> = events.iter().map(Event::key).collect();
         let now = Instant::now();
         loop {
             let way = self

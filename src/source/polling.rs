@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::barrier::Barrier;
-use super::claiming::Filter;
+use super::claiming::{Filter, Rows};
 use super::decode::Place;
 use super::held::Holding;
 use super::lanes::{Lanes, Limits, Offer, Turn};
@@ -244,6 +244,8 @@ pub struct PollingSource {
     watched: Option<(Arc<Tally>, Arc<Progress>)>,
     /// Whether the last claim brought as many rows of some lane as were asked for.
     full: bool,
+    /// How many rows the last claim brought.
+    pub(super) rows_before: usize,
 }
 
 /// What was claimed, for settling it.
@@ -340,6 +342,7 @@ impl PollingSource {
             leaves: Leaves::new(),
             watched: None,
             full: false,
+            rows_before: 0,
         })
     }
 
@@ -489,20 +492,20 @@ impl PollingSource {
         held.sweeping = false;
         let mut passed = HashMap::new();
         if careful && !makes(Mistake::NoLaneLock) {
-            let aside = self.put_locked_aside(&mut rows.rows, place_of, filter.as_ref());
+            let aside = self.put_locked_aside(&mut rows, place_of, filter.as_ref());
             passed = aside.await?;
             if !passed.is_empty() {
                 polling.memory(|memory| memory.careful_until = Instant::now() + CAREFUL);
             }
         }
         if makes(Mistake::SeqCursor) {
-            rows.rows.retain(|row| is_news(row.event.seq));
+            rows.retain(|_, event| is_news(event.seq));
         }
         if rows.rows.is_empty() {
             self.session.end("rollback").await?;
             return Ok(Claim::Nothing);
         }
-        let held_keys = self.held_keys(&rows.rows).await?;
+        let held_keys = self.held_keys(&rows.rows, &rows.events).await?;
         failpoint("claim_after");
         // what a filter passes over is not settled
         let parts = closed.filter(|_| filter.is_none()).map(|closed| {
@@ -510,11 +513,8 @@ impl PollingSource {
                 passed.get(&lane).copied()
             })
         });
-        let (places, events) = rows
-            .rows
-            .into_iter()
-            .map(|row| (row.place, row.event))
-            .unzip();
+        let Rows { rows, events, .. } = rows;
+        let places = rows.iter().map(|row| row.place).collect();
         let receipt = Receipt {
             held,
             origin: Origin::Outbox(places, parts),

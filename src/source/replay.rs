@@ -201,8 +201,8 @@ impl Replayer {
         let mut buffer = decode::Buffer::default();
         let mut events: HashMap<(u32, String), Event> = HashMap::new();
         for row in &found {
-            let row = decode::claimed(row, &mut buffer, &name)?;
-            events.insert((row.place.table, row.place.tid()), row.event);
+            let (row, event) = decode::claimed(row, &mut buffer, &name)?;
+            events.insert((row.place.table, row.place.tid()), event);
         }
         let event_of = |row: &Marked| {
             let event = events.remove(&(row.table.0, row.place.clone()))?;
