@@ -127,9 +127,11 @@ impl CloudEvents {
         event: &'a Event,
         ours: usize,
     ) -> Result<Record<'a>, Reason> {
-        let time = record.headers.iter().position(|header| header.name == TIME);
-        let time = time.map(|at| record.headers.remove(at));
-        let attributes = self.attributes(&record, event, time)?;
+        let headers = record.headers.to_mut();
+        let time = headers.iter().position(|header| header.name == TIME);
+        let time = time.map(|at| headers.remove(at));
+        let is_tombstone = record.value.is_none();
+        let attributes = self.attributes(headers, is_tombstone, event, time)?;
         let structured = match (&record.value, self.mode) {
             (Some(payload), Mode::Structured) => Some(self.envelope(&attributes, payload)?),
             _ => None,
@@ -157,14 +159,15 @@ impl CloudEvents {
                 });
             }
         }
-        record.headers.splice(ours..ours, added);
+        record.headers.to_mut().splice(ours..ours, added);
         Ok(record)
     }
 
     /// Each attribute, in the order they travel.
     fn attributes<'a>(
         &'a self,
-        record: &Record<'a>,
+        headers: &[Header<'a>],
+        is_tombstone: bool,
         event: &'a Event,
         time: Option<Header<'a>>,
     ) -> Result<Vec<Attribute<'a>>, Reason> {
@@ -193,7 +196,7 @@ impl CloudEvents {
         {
             push("time", time)?;
         }
-        if record.value.is_some() {
+        if !is_tombstone {
             let media_type = self.media_type.as_deref();
             let media_type = media_type.unwrap_or_else(|| self.payload.media_type());
             push("datacontenttype", media_type.into())?;
@@ -202,7 +205,7 @@ impl CloudEvents {
             push("partitionkey", event.key().into())?;
         }
         for name in TRACING {
-            let header = record.headers.iter().find(|header| header.name == name);
+            let header = headers.iter().find(|header| header.name == name);
             let value = header.and_then(|header| text(header.value.clone()?));
             // none of our making: one that is no attribute travels as a header alone
             if let Some(value) = value.filter(|value| illegal(value).is_none()) {
@@ -443,7 +446,7 @@ mod tests {
 
     fn headers(record: &Record<'_>) -> Vec<String> {
         let utf8 = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let shown = |header: &Header<'_>| {
+        let shown = |header: Header<'_>| {
             let value = header
                 .value
                 .as_deref()

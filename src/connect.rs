@@ -246,7 +246,7 @@ impl Connect {
             }
         }
         if self.formats.headers != Format::Plain {
-            for header in &mut record.headers {
+            for header in record.headers.to_mut() {
                 if let Some(writer) = self.writer(&header.name) {
                     let written = writer.write(header.value.as_deref()).map_err(|why| {
                         let text = format!("the row's header `{}` {why}", header.name);

@@ -41,8 +41,9 @@ impl Letter {
         let mut record = self.record.by_ref();
         record.topic = topic.into();
         // a row parked by an older version may have such of its own
-        (record.headers).retain(|header| !header.name.starts_with(PREFIX));
-        record.headers.extend(self.headers());
+        let headers = record.headers.to_mut();
+        headers.retain(|header| !header.name.starts_with(PREFIX));
+        headers.extend(self.headers());
         record
     }
 
@@ -50,13 +51,10 @@ impl Letter {
     #[must_use]
     pub fn stub<'a>(&'a self, topic: &'a str) -> Record<'a> {
         let mut record = self.record(topic);
-        record
-            .headers
-            .retain(|header| is_ours(&header.name) || header.name.starts_with("event_"));
+        let headers = record.headers.to_mut();
+        headers.retain(|header| is_ours(&header.name) || header.name.starts_with("event_"));
         let bytes = self.record.value.as_ref().map_or(0, |value| value.len());
-        record
-            .headers
-            .push(header("value_omitted_bytes", bytes.to_string()));
+        headers.push(header("value_omitted_bytes", bytes.to_string()));
         // not null: that would be a tombstone
         record.value = Some(Vec::new().into());
         record
@@ -118,14 +116,15 @@ mod tests {
                     own("trace", "t"),
                     own("outbox_relay_seq", "9"),
                     own("event_type", "OrderPaid"),
-                ],
+                ]
+                .into(),
             },
         }
     }
 
     fn text(record: &Record<'_>) -> Vec<String> {
         let utf8 = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let shown = |h: &Header<'_>| {
+        let shown = |h: Header<'_>| {
             format!(
                 "{}={}",
                 h.name,

@@ -49,6 +49,8 @@ pub mod rewrite;
 
 pub mod record;
 
+pub mod headers;
+
 pub mod connect;
 
 pub mod expanded;

@@ -15,6 +15,8 @@ use crate::connect::{Column, Connect};
 use crate::event::Event;
 use crate::outcome::Reason;
 
+pub use crate::headers::{Header, Headers, Standard};
+
 /// The header with the writer's id of the event, unless its config gives it another name.
 pub const EVENT_ID: &str = "event_id";
 /// The header with the event's type, by the same rule.
@@ -39,16 +41,7 @@ pub struct Record<'a> {
     /// The payload; `None` is a tombstone.
     pub value: Option<Cow<'a, [u8]>>,
     /// In the order they are sent.
-    pub headers: Vec<Header<'a>>,
-}
-
-/// One header of a record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header<'a> {
-    /// Not empty, and without a NUL: librdkafka takes header names as C strings.
-    pub name: Cow<'a, str>,
-    /// `None` is a header with a null value.
-    pub value: Option<Cow<'a, [u8]>>,
+    pub headers: Headers<'a>,
 }
 
 /// What is made of a row: which of its columns travel as headers, by which names, and what is a tombstone.
@@ -72,38 +65,6 @@ pub enum Style {
     Connect(Box<Connect>),
     /// As a CloudEvent.
     CloudEvents(Box<CloudEvents>),
-}
-
-/// What the relay itself can say of an event in a header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standard {
-    /// The writer's id of the event, in hyphenated lower case.
-    EventId,
-    /// What happened.
-    EventType,
-    /// The kind of aggregate.
-    AggregateType,
-    /// The event's place in the outbox, in decimal.
-    Seq,
-}
-
-impl Standard {
-    /// What the header says of the event with these.
-    #[must_use]
-    pub fn of<'a>(
-        self,
-        id: Uuid,
-        seq: i64,
-        aggregate_type: &'a str,
-        event_type: &'a str,
-    ) -> Cow<'a, [u8]> {
-        match self {
-            Self::EventId => id.hyphenated().to_string().into_bytes().into(),
-            Self::EventType => event_type.as_bytes().into(),
-            Self::AggregateType => aggregate_type.as_bytes().into(),
-            Self::Seq => seq.to_string().into_bytes().into(),
-        }
-    }
 }
 
 impl Default for Encoding {
@@ -215,18 +176,9 @@ impl Encoding {
                 "the row's aggregate id is null: it has no key to keep its order by",
             ));
         };
-        let standard = |(what, name): &'a (Standard, String)| Header {
-            name: name.as_str().into(),
-            value: Some(what.of(
-                event.id,
-                event.seq,
-                &event.aggregate_type,
-                &event.event_type,
-            )),
-        };
-        let mut headers: Vec<Header<'a>> = self.headers.iter().map(standard).collect();
+        let mut own = Vec::new();
         if let Some(json) = &event.headers {
-            self.row_headers(json, &mut headers)?;
+            self.row_headers(json, &mut own)?;
         }
         let payload = event.payload.as_deref();
         let value = payload.filter(|payload| {
@@ -237,7 +189,7 @@ impl Encoding {
             topic,
             key: key.as_bytes().into(),
             value: value.map(Cow::Borrowed),
-            headers,
+            headers: Headers::of(&self.headers, event, own),
         };
         match &self.style {
             Style::Plain => Ok(record),
@@ -317,8 +269,9 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn replayed(mut self, at: &str) -> Self {
         // a row parked by an older version may have one of its own
-        self.headers.retain(|header| header.name != REPLAYED_AT);
-        self.headers.push(Header {
+        let headers = self.headers.to_mut();
+        headers.retain(|header| header.name != REPLAYED_AT);
+        headers.push(Header {
             name: REPLAYED_AT.into(),
             value: Some(at.as_bytes().to_vec().into()),
         });
@@ -328,18 +281,11 @@ impl<'a> Record<'a> {
     /// The same record, borrowed.
     #[must_use]
     pub fn by_ref(&self) -> Record<'_> {
-        let borrow = |header| {
-            let Header { name, value }: &Header<'_> = header;
-            Header {
-                name: (&**name).into(),
-                value: value.as_deref().map(Cow::Borrowed),
-            }
-        };
         Record {
             topic: (&*self.topic).into(),
             key: (&*self.key).into(),
             value: self.value.as_deref().map(Cow::Borrowed),
-            headers: self.headers.iter().map(borrow).collect(),
+            headers: self.headers.iter().collect(),
         }
     }
 
@@ -351,14 +297,12 @@ impl<'a> Record<'a> {
         const BATCH_HEADER: usize = 61;
         const RECORD_OVERHEAD: usize = 36;
         const HEADER_OVERHEAD: usize = 10;
-        let header = |h: &Header<'_>| {
-            HEADER_OVERHEAD + h.name.len() + h.value.as_ref().map_or(0, |value| value.len())
-        };
+        let header = |(name, bytes): (&str, usize)| HEADER_OVERHEAD + name.len() + bytes;
         BATCH_HEADER
             + RECORD_OVERHEAD
             + self.key.len()
             + self.value.as_ref().map_or(0, |value| value.len())
-            + self.headers.iter().map(header).sum::<usize>()
+            + self.headers.sizes().map(header).sum::<usize>()
     }
 }
 
@@ -480,7 +424,7 @@ mod tests {
         let plain = encode(&event, "t").unwrap();
         // once more of a copy that was one already
         let mut replayed = plain.clone().replayed("long ago").replayed("today");
-        let added = replayed.headers.pop().unwrap();
+        let added = replayed.headers.to_mut().pop().unwrap();
         assert_eq!(
             (&*added.name, added.value.as_deref()),
             (REPLAYED_AT, Some(&b"today"[..]))

@@ -310,9 +310,9 @@ impl Contracts {
         let Some(contract) = self.types.get(&*event.event_type) else {
             return Held::Unknown;
         };
-        let named = (record.headers.iter()).find(|header| header.name == self.rules.header);
-        let named = named.and_then(|header| header.value.as_deref());
-        let named = named.map(String::from_utf8_lossy);
+        let named = record.headers.find(&self.rules.header);
+        let named = named.and_then(|header| header.value);
+        let named = named.map(|value| String::from_utf8_lossy(&value).into_owned());
         match self.fit(contract, named.as_deref(), payload, expected) {
             Ok(version) => Held::Fits(version),
             Err(reason) => Held::Violates(reason),
@@ -422,9 +422,10 @@ impl Contracts {
     fn label<'a>(&'a self, record: &mut Record<'a>, version: &'a Version) {
         let value = Some(version.text.as_bytes().into());
         let ours = |header: &&mut Header<'_>| header.name == self.rules.header;
-        match record.headers.iter_mut().find(ours) {
+        let headers = record.headers.to_mut();
+        match headers.iter_mut().find(ours) {
             Some(header) => header.value = value,
-            None => record.headers.push(Header {
+            None => headers.push(Header {
                 name: self.rules.header.as_str().into(),
                 value,
             }),

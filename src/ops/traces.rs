@@ -121,6 +121,7 @@ mod export {
     use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 
     use super::{Batch, Future, LINKS_MAX, Outcome, Record, Sends};
+    use crate::record::Header;
 
     const NAME: &str = "outbox-relay";
 
@@ -303,19 +304,19 @@ mod export {
 
     /// The trace that a record came with.
     fn origin(record: &Record<'_>) -> Option<SpanContext> {
-        struct Headers<'a>(&'a Record<'a>);
+        struct Headers<'a>(Vec<Header<'a>>);
         impl Extractor for Headers<'_> {
             fn get(&self, name: &str) -> Option<&str> {
-                let header = self.0.headers.iter().find(|header| header.name == name)?;
+                let header = self.0.iter().find(|header| header.name == name)?;
                 std::str::from_utf8(header.value.as_deref()?).ok()
             }
 
             fn keys(&self) -> Vec<&str> {
-                self.0.headers.iter().map(|header| &*header.name).collect()
+                self.0.iter().map(|header| &*header.name).collect()
             }
         }
-        let context =
-            TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(record));
+        let headers = Headers(record.headers.iter().collect());
+        let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
         let origin = context.span().span_context().clone();
         origin.is_valid().then_some(origin)
     }

@@ -126,13 +126,10 @@ impl Generation {
         if let Some(value) = &record.value {
             ours = ours.payload(&**value);
         }
-        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
-        for header in &record.headers {
-            headers = headers.insert(Header {
-                key: &header.name,
-                value: header.value.as_deref(),
-            });
-        }
+        let headers = OwnedHeaders::new_with_capacity(record.headers.count());
+        let headers = record.headers.fold(headers, |headers, key, value| {
+            headers.insert(Header { key, value })
+        });
         self.send(ours.headers(headers))
     }
 
@@ -573,7 +570,7 @@ mod tests {
             topic: "t".into(),
             key: b"k".to_vec().into(),
             value: None,
-            headers: Vec::new(),
+            headers: Vec::new().into(),
         };
         generation.open(1);
         assert!(generation.enqueue(0, &record).is_ok());

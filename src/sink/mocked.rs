@@ -37,7 +37,7 @@ pub(super) fn record(topic: &str, key: &str) -> Record<'static> {
         topic: topic.to_owned().into(),
         key: key.as_bytes().to_vec().into(),
         value: Some(b"v".to_vec().into()),
-        headers: Vec::new(),
+        headers: Vec::new().into(),
     }
 }
 

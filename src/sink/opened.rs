@@ -122,7 +122,7 @@ mod tests {
             topic: "t".into(),
             key: key.as_bytes().into(),
             value: None,
-            headers: Vec::new(),
+            headers: Vec::new().into(),
         }
     }
 

@@ -269,7 +269,7 @@ mod tests {
             topic: "t".into(),
             key: key.to_string().into_bytes().into(),
             value: None,
-            headers: Vec::new(),
+            headers: Vec::new().into(),
         };
         let records: Vec<_> = (0..100).map(|n| record(n % 40)).collect();
         // one that has gone already is not among them

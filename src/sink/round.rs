@@ -313,9 +313,6 @@ fn unfit(attempt: &Attempt<'_>, limit_bytes: usize) -> Option<Reason> {
     }
     // librdkafka takes header names as C strings; the encoder keeps NULs out, parked rows may
     // have been edited by hand
-    let nul = record
-        .headers
-        .iter()
-        .any(|header| header.name.contains('\0'));
+    let nul = record.headers.sizes().any(|(name, _)| name.contains('\0'));
     nul.then(|| Reason::new("bad_header", "a header's name holds a NUL"))
 }

@@ -238,15 +238,17 @@ impl Sink for ScriptedSink {
 }
 
 fn event_id(record: &Record<'_>) -> String {
-    let header = record.headers.iter().find(|header| header.name == EVENT_ID);
-    let value = header.and_then(|header| header.value.as_deref());
-    String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+    let value = record
+        .headers
+        .find(EVENT_ID)
+        .and_then(|header| header.value);
+    String::from_utf8_lossy(&value.unwrap_or_default()).into_owned()
 }
 
 fn owned(record: &Record<'_>) -> Record<'static> {
-    let header = |header: &Header<'_>| Header {
-        name: header.name.clone().into_owned().into(),
-        value: header.value.as_deref().map(|value| value.to_vec().into()),
+    let header = |header: Header<'_>| Header {
+        name: header.name.into_owned().into(),
+        value: header.value.map(|value| value.into_owned().into()),
     };
     Record {
         topic: record.topic.clone().into_owned().into(),

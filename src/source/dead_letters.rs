@@ -157,7 +157,9 @@ fn letter(row: &PgRow, encoding: &Encoding) -> Result<Letter, sqlx::Error> {
             let id: Uuid = row.try_get(5)?;
             let event_type: String = row.try_get(8)?;
             let (aggregate_type, seq): (String, i64) = (row.try_get(6)?, row.try_get(4)?);
-            encoding.standard(id, seq, &aggregate_type, &event_type)
+            encoding
+                .standard(id, seq, &aggregate_type, &event_type)
+                .into()
         }
     };
     Ok(Letter {

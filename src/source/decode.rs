@@ -1,5 +1,7 @@
 //! Row → event. The bytes of a payload are taken as they came, never parsed.
 
+use std::borrow::Cow;
+
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use sqlx::encode::{Encode, IsNull};
@@ -11,7 +13,7 @@ use uuid::Uuid;
 
 use super::error::{Cause, Error};
 use crate::event::Event;
-use crate::record::{Header, Record};
+use crate::record::{Header, Headers, Record};
 
 /// The types `tid` and `tid[]`, which are the same in every database (`src/include/catalog/pg_type.dat`).
 const TID: u32 = 27;
@@ -285,20 +287,16 @@ pub(super) fn text_or_null(row: &PgRow, i: usize) -> Result<Option<ByteString>, 
 
 /// A record's headers as they are parked: `[["name","value"],["other",null]]`. Every layout's
 /// headers are text.
-pub(super) fn headers_to_json(headers: &[Header<'_>]) -> String {
-    let pairs: Vec<(&str, Option<std::borrow::Cow<'_, str>>)> = headers
+pub(super) fn headers_to_json(headers: &Headers<'_>) -> String {
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    let pairs: Vec<(Cow<'_, str>, Option<String>)> = headers
         .iter()
-        .map(|header| {
-            (
-                &*header.name,
-                header.value.as_deref().map(String::from_utf8_lossy),
-            )
-        })
+        .map(|header| (header.name, header.value.as_deref().map(text)))
         .collect();
     serde_json::to_string(&pairs).expect("text pairs are valid JSON")
 }
 
-pub(super) fn headers_from_json(json: &str) -> Result<Vec<Header<'static>>, serde_json::Error> {
+pub(super) fn headers_from_json(json: &str) -> Result<Headers<'static>, serde_json::Error> {
     let pairs: Vec<(String, Option<String>)> = serde_json::from_str(json)?;
     let header = |(name, value): (String, Option<String>)| Header {
         name: name.into(),
@@ -335,7 +333,7 @@ mod tests {
     #[test]
     fn parked_headers_come_back_as_they_were() {
         let text = |text: &str| Some(text.as_bytes().to_vec().into());
-        let headers = vec![
+        let headers: Headers<'_> = vec![
             Header {
                 name: "event_id".into(),
                 value: text("é\"\n"),
@@ -348,7 +346,8 @@ mod tests {
                 name: "empty".into(),
                 value: text(""),
             },
-        ];
+        ]
+        .into();
         assert_eq!(
             headers_from_json(&headers_to_json(&headers)).unwrap(),
             headers
@@ -364,7 +363,7 @@ mod tests {
                 name: name.into(),
                 value: value.map(|value| value.into_bytes().into()),
             };
-            let headers: Vec<Header<'static>> = pairs.into_iter().map(header).collect();
+            let headers: Headers<'static> = pairs.into_iter().map(header).collect();
             let json = headers_to_json(&headers);
             // a column of text takes no NUL
             prop_assert!(!json.contains('\0'));

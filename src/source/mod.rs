@@ -162,8 +162,8 @@ pub fn of_partition(sql: &str, condition: &str) -> String {
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub fn through_parking(
-    headers: &[crate::record::Header<'_>],
-) -> Result<Vec<crate::record::Header<'static>>, serde_json::Error> {
+    headers: &crate::record::Headers<'_>,
+) -> Result<crate::record::Headers<'static>, serde_json::Error> {
     decode::headers_from_json(&decode::headers_to_json(headers))
 }
 
