@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::support::outbox::{Layout, OnPublished, Outbox};
-use crate::support::{self, topic_of};
+use crate::support::{self, eventually, topic_of};
 
 #[test]
 fn large_rows_of_one_aggregate_drain_in_bounded_memory() {
@@ -37,6 +37,32 @@ fn large_rows_of_one_aggregate_drain_in_bounded_memory() {
         assert!(relay.wait_exit(Duration::from_secs(1)).await.success());
         assert_eq!(world.kafka.count(&topic).await, ROWS);
         assert!(peak < PEAK_KIB, "{peak} KiB");
+    });
+}
+
+/// Each keeps what it once had, and by default there are eight for each core (`src/ops/malloc.c`).
+#[test]
+fn a_relay_of_many_threads_has_few_arenas() {
+    support::run(async |world| {
+        let outbox = Outbox::new("outbox", Layout::Classic, OnPublished::Delete);
+        let (setup, aggregate_type) = outbox.prepare(world).await;
+        let rows = format!(
+            "insert into outbox (aggregate_id, aggregate_type, event_type, payload)
+             select gen_random_uuid(), '{aggregate_type}', 'Created', '{{}}' from generate_series(1, 1000)"
+        );
+        let topic = topic_of(&aggregate_type);
+        let relay = setup.run();
+        for published in 1..=5 {
+            world.execute(&rows).await;
+            eventually(Duration::from_secs(60), "all are published", async || {
+                world.kafka.count(&topic).await == published * 1_000
+            })
+            .await;
+        }
+        if let Some(arenas) = relay.arenas() {
+            assert!(arenas < 4, "{arenas} arenas beside the first");
+        }
+        relay.stop().await;
     });
 }
 

@@ -9,8 +9,9 @@
 //! - One worker, one batch, and its own producers, each with a share of the partitions (see `producers`): a
 //!   purge can never touch another batch's records, and what follows a withdrawn record of its partition is
 //!   withdrawn with it.
-//! - Records of a key in a topic are enqueued in order, and none of a key after one of it was rejected, suspected
-//!   or left unfinished in the same publish; none of a topic after a fault of that topic.
+//! - Records of a key in a topic are enqueued in order, and none of a key after one of it is known to be rejected,
+//!   suspected or left unfinished in the same publish; none of a topic after its fault is known. What goes at once
+//!   to several topics may be in one of them before it is refused by another: order is that of a key in a topic.
 //! - The first record for a partition goes alone: a broker that does not know the producer would let
 //!   in what follows a refused one (see `opened`).
 //! - An acknowledgement counts only with a real offset (see `outcome`). Silence is unfinished.

@@ -15,6 +15,7 @@
 //! take off another third or more where one broker has all partitions, for more memory still; where there
 //! are several brokers, each is sent to by itself as it is.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -173,33 +174,54 @@ impl Drop for Producers {
 #[derive(Debug)]
 pub(super) struct Shares<'a> {
     count: i32,
-    /// The last topic, its number of partitions, and the share of its first.
-    last: Option<(&'a str, i32, i32)>,
+    topics: HashMap<&'a str, Topic>,
+    /// The last one: records of a topic mostly come together.
+    last: Option<(&'a str, Topic)>,
+}
+
+/// What is the same for all records of a topic, however often the topic is looked up elsewhere meanwhile.
+#[derive(Debug, Clone, Copy)]
+struct Topic {
+    /// How many topics came before it.
+    place: usize,
+    partitions: i32,
+    /// The share of its first partition.
+    first: i32,
 }
 
 impl<'a> Shares<'a> {
     pub(super) fn new(count: usize) -> Self {
         let count = i32::try_from(count).unwrap_or(1).max(1);
-        Self { count, last: None }
+        let topics = HashMap::new();
+        Self {
+            count,
+            topics,
+            last: None,
+        }
     }
 
-    /// The share that `key` in `topic` is in, and its partition. `partitions` tells how many a topic has.
+    /// The share that `key` in `topic` is in, and its partition: the topic's place among those that were asked
+    /// about, and the partition's number in it. `partitions` tells how many a topic has.
     pub(super) fn of(
         &mut self,
         topic: &'a str,
         key: &[u8],
         partitions: impl Fn(&str) -> i32,
-    ) -> (usize, i32) {
-        let (_, partitions, first) = match self.last {
-            Some(last) if last.0 == topic => last,
-            _ => {
-                let first = partition::of_key(topic.as_bytes(), self.count);
-                *self.last.insert((topic, partitions(topic), first))
-            }
+    ) -> (usize, (usize, i32)) {
+        let (place, count) = (self.topics.len(), self.count);
+        let known = match self.last {
+            Some((last, known)) if last == topic => known,
+            _ => *self.topics.entry(topic).or_insert_with(|| Topic {
+                place,
+                partitions: partitions(topic),
+                first: partition::of_key(topic.as_bytes(), count),
+            }),
         };
-        let partition = partition::of_key(key, partitions);
-        let share = (first + partition % self.count) % self.count;
-        (usize::try_from(share).unwrap_or(0), partition)
+        self.last = Some((topic, known));
+        let partition = partition::of_key(key, known.partitions);
+        let share = (known.first + partition % count) % count;
+        let share = usize::try_from(share).unwrap_or(0);
+        (share, (known.place, partition))
     }
 
     /// The records at `indices`, by share: those of a partition in order, behind one another. librdkafka sends what
@@ -217,7 +239,7 @@ impl<'a> Shares<'a> {
             let (share, partition) = self.of(&record.topic, &record.key, &partitions);
             lists[share].push((partition, i));
         }
-        let in_order = |mut list: Vec<(i32, usize)>| {
+        let in_order = |mut list: Vec<((usize, i32), usize)>| {
             list.sort_unstable();
             list.into_iter().map(|(_, i)| i).collect()
         };
@@ -232,6 +254,7 @@ pub(super) fn end(generation: Generation) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::HashSet;
 
     use super::*;
@@ -242,8 +265,8 @@ mod tests {
         let partitions = |topic: &str| if topic == "wide" { 8 } else { 1 };
         let mut of_partition: [HashSet<usize>; 8] = Default::default();
         for key in (0..200).map(|n: u32| n.to_string().into_bytes()) {
-            let (share, partition) = shares.of("wide", &key, partitions);
-            assert_eq!(partition, partition::of_key(&key, 8));
+            let (share, (place, partition)) = shares.of("wide", &key, partitions);
+            assert_eq!((place, partition), (0, partition::of_key(&key, 8)));
             of_partition[usize::try_from(partition).unwrap()].insert(share);
         }
         assert!(
@@ -265,25 +288,34 @@ mod tests {
 
     #[test]
     fn records_of_a_partition_are_behind_one_another_and_in_order() {
-        let record = |key: u32| Record {
-            topic: "t".into(),
-            key: key.to_string().into_bytes().into(),
+        let record = |n: u32| Record {
+            topic: if n.is_multiple_of(3) { "t" } else { "u" }.into(),
+            key: (n % 40).to_string().into_bytes().into(),
             value: None,
             headers: Vec::new().into(),
         };
-        let records: Vec<_> = (0..100).map(|n| record(n % 40)).collect();
+        let records: Vec<_> = (0..100).map(record).collect();
+        // one that is found to have more partitions meanwhile
+        let asked = Cell::new(0);
+        let grows = |_: &str| 8 + 8 * i32::from(asked.replace(asked.get() + 1) > 1);
         // one that has gone already is not among them
         let indices: Vec<usize> = (1..records.len()).collect();
         for count in [1, 2, 3] {
-            let lists = Shares::new(count).of_all(&indices, |i| &records[i], |_| 8);
+            asked.set(0);
+            let lists = Shares::new(count).of_all(&indices, |i| &records[i], grows);
             assert_eq!(lists.len(), count);
             let mut all = lists.concat();
             let partition = |i: usize| partition::of_key(&records[i].key, 8);
             for list in lists {
-                let placed: Vec<_> = list.iter().map(|i| (partition(*i), *i)).collect();
-                assert!(placed.is_sorted(), "{count}: {placed:?}");
+                let placed: Vec<_> = list
+                    .iter()
+                    .map(|i| ((&*records[*i].topic, partition(*i)), *i))
+                    .collect();
+                let runs = placed.chunk_by(|a, b| a.0 == b.0);
+                assert!(runs.clone().all(<[_]>::is_sorted), "{count}: {placed:?}");
                 let partitions: HashSet<_> = placed.iter().map(|(it, _)| *it).collect();
-                assert!(partitions.len() > 1, "{count}: {placed:?}");
+                assert_eq!(runs.count(), partitions.len(), "{count}: {placed:?}");
+                assert!(partitions.len() > 2, "{count}: {placed:?}");
             }
             all.sort_unstable();
             assert_eq!(all, indices);

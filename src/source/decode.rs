@@ -167,12 +167,13 @@ fn read_claimed(row: &PgRow, buffer: &mut Buffer) -> Result<(ClaimedRow, Event),
     let event = Event {
         seq: row.try_get_unchecked(1)?,
         id: row.try_get_unchecked::<Uuid, _>(4)?,
-        aggregate_type: piece.like(aggregate_type, row.try_get_raw(5)?)?,
-        aggregate_id: piece.text(row.try_get_raw(6)?)?,
-        event_type: piece.like(event_type, row.try_get_raw(7)?)?,
+        aggregate_type: (piece.like(aggregate_type, row.try_get_raw(5)?))
+            .map_err(of("aggregate_type"))?,
+        aggregate_id: (piece.text(row.try_get_raw(6)?)).map_err(of("aggregate_id"))?,
+        event_type: (piece.like(event_type, row.try_get_raw(7)?)).map_err(of("event_type"))?,
         payload: piece.value(row.try_get_raw(8)?)?,
-        headers: piece.text(row.try_get_raw(9)?)?,
-        topic: piece.text(row.try_get_raw(10)?)?,
+        headers: (piece.text(row.try_get_raw(9)?)).map_err(of("headers"))?,
+        topic: (piece.text(row.try_get_raw(10)?)).map_err(of("topic"))?,
         created_at_us: time(row.try_get_raw(11)?)?,
         parked: None,
     };
@@ -184,6 +185,17 @@ fn read_claimed(row: &PgRow, buffer: &mut Buffer) -> Result<(ClaimedRow, Event),
         holding: row.try_get_unchecked(12)?,
     };
     Ok((row, event))
+}
+
+/// Names the column in an error of what is in it, by what the layout takes it for.
+fn of(column: &str) -> impl Fn(sqlx::Error) -> sqlx::Error {
+    move |error| match error {
+        sqlx::Error::Decode(source) => sqlx::Error::ColumnDecode {
+            index: column.to_owned(),
+            source,
+        },
+        error => error,
+    }
 }
 
 /// A `tid` on the wire is a page number and a line number, big-endian

@@ -180,7 +180,10 @@ impl Polling {
 
     /// Somebody heard of new rows: poll now.
     pub fn woken(&self) {
-        self.memory(|memory| memory.lanes.woken(Instant::now()));
+        self.memory(|memory| {
+            memory.lanes.woken(Instant::now());
+            memory.quiet.woken();
+        });
         self.wake.notify_one();
     }
 

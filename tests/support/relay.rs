@@ -338,6 +338,22 @@ impl Relay {
         line.split_whitespace().next()?.parse().ok()
     }
 
+    /// How many arenas glibc's allocator has beside the first, where `/proc` tells: each begins at a multiple of 64 MiB
+    /// (`HEAP_MAX_SIZE` in its `malloc/arena.c`).
+    pub(crate) fn arenas(&self) -> Option<usize> {
+        const ARENA: u64 = 64 << 20;
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).ok()?;
+        let is_arena = |line: &&str| {
+            let mut fields = line.split_whitespace();
+            let from = fields.next().and_then(|range| range.split('-').next());
+            let from = from.and_then(|it| u64::from_str_radix(it, 16).ok());
+            from.is_some_and(|it| it % ARENA == 0)
+                && fields.next() == Some("rw-p")
+                && fields.count() == 3
+        };
+        Some(maps.lines().filter(is_arena).count())
+    }
+
     fn end(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
