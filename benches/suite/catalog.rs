@@ -285,7 +285,7 @@ fn steadies() -> Vec<Case> {
     let mut all: Vec<Case> = (rates.into_iter())
         .map(|(name, rate, rows)| steady(&format!("steady/{name}"), rate, rows))
         .collect();
-    for (name, rate, rows) in &rates[..3] {
+    for (name, rate, rows) in &rates[..4] {
         let Sample::Steady(alone) = steady("", *rate, *rows).sample else {
             continue;
         };
