@@ -329,6 +329,18 @@ fn bad_days() -> Vec<Case> {
         let name = format!("bad/steady-{name}");
         all.push(Case::steady(&name, Some(clean), 500, 1, trouble));
     }
+    // what the service's own inserts take on such days
+    let clean = "bad/direct-clean";
+    for (name, against, trouble) in [
+        (clean, None, Trouble::None),
+        ("bad/direct-pinned", Some(clean), Trouble::Pinned),
+    ] {
+        let mut case = Case::steady(name, against, 500, 1, trouble);
+        if let Sample::Steady(steady) = case.sample {
+            case.sample = Sample::Direct(steady);
+        }
+        all.push(case);
+    }
     all
 }
 

@@ -58,6 +58,11 @@ pub(crate) async fn direct(
 ) -> Result<(), String> {
     // the writers' inserts are to be the same
     let mut place = migrated(stand, None, "jsonb", steady.mode, build).await?;
+    let pinned = prepare(&mut place, steady.trouble).await?;
+    if steady.trouble == Trouble::Pinned {
+        place.seed(&Backlog::usual(size.rows)).await?;
+        place.execute("delete from outbox").await?;
+    }
     let before = Meter::start(stand, &mut place).await?;
     let arrival = Arrival::of(steady, size, 1, true);
     let taken = arrival.run(&place).await?;
@@ -66,6 +71,7 @@ pub(crate) async fn direct(
         .await?;
     written(&taken, row);
     row.note("no relay, nothing claimed".to_owned());
+    drop(pinned);
     stand.leave(place).await
 }
 
