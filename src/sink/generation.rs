@@ -29,6 +29,7 @@ use rdkafka::producer::{
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::opened::Opened;
@@ -41,6 +42,8 @@ use crate::record::Record;
 
 /// How long one question to the cluster may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the answer to a producer's first question may take: `socket.timeout.ms`.
+const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 
 /// What became of one record of the group, as librdkafka tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +73,7 @@ pub(super) type Answer = Result<Read, TopicFault>;
 
 pub(super) struct Generation {
     producer: PolledProducer<Reports>,
+    made_at: Instant,
     sizes: Sizes,
     /// The partitions that know this producer.
     pub(super) opened: Opened,
@@ -95,6 +99,7 @@ impl Generation {
         let producer = made.unwrap_or(Err(KafkaError::Canceled))?;
         Ok(Self {
             producer,
+            made_at: Instant::now(),
             sizes,
             opened: Opened::default(),
             identified: None,
@@ -212,15 +217,31 @@ impl Generation {
         complaint.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the cluster answers this producer. Only a producer that never got an answer really
-    /// asks; later ones remember.
-    pub(super) async fn cluster_answers(&self) -> bool {
+    /// Whether the cluster answers this producer. It is asked about `topic`, whatever it says of it.
+    ///
+    /// Without one, librdkafka's own first question is waited for: who had an answer remembers it, and who
+    /// had an empty one has none. A broker that was fenced (one that was frozen, say) knows of no brokers for
+    /// a moment, not even of itself. librdkafka puts that question once for each connection, and then
+    /// every five minutes (`rd_kafka_handle_Metadata` of 2.12): see [`Self::is_unanswered`].
+    pub(super) async fn cluster_answers(&self, topic: Option<String>) -> bool {
         let producer = Arc::clone(self.producer.inner());
-        let ask = move || producer.client().fetch_cluster_id(ASK_TIMEOUT).is_some();
+        let ask = move || match topic {
+            Some(topic) => {
+                let answer = producer.client().fetch_metadata(Some(&topic), ASK_TIMEOUT);
+                answer.is_ok()
+            }
+            None => producer.client().fetch_cluster_id(ASK_TIMEOUT).is_some(),
+        };
         self.producer.await_reports(true);
         let answers = blocking(ask).await.unwrap_or(false);
         self.rest();
         answers
+    }
+
+    /// Whether this producer, which has no answer yet, will hardly get one: whatever was on its way is
+    /// answered or given up.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.made_at.elapsed() >= UNANSWERED_MAX
     }
 
     fn cut_offs(&self) -> u32 {

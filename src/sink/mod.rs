@@ -97,6 +97,9 @@ pub struct Attempt<'a> {
 }
 
 #[cfg(test)]
+mod fenced;
+
+#[cfg(test)]
 mod mocked;
 
 #[cfg(test)]

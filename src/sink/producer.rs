@@ -503,7 +503,7 @@ impl KafkaSink {
         let Ok(generation) = self.producer(share).await else {
             return false;
         };
-        let answers = generation.cluster_answers().await;
+        let answers = generation.cluster_answers(self.topics.any()).await;
         self.producers.put(share, generation);
         answers
     }
@@ -612,7 +612,7 @@ impl Sink for KafkaSink {
                     continue;
                 }
             };
-            let answers = generation.cluster_answers().await;
+            let answers = generation.cluster_answers(self.topics.any()).await;
             let stranger = match answers {
                 true => self.stranger(&mut generation).await,
                 false => None,
@@ -630,6 +630,10 @@ impl Sink for KafkaSink {
                 let why = why.unwrap_or_else(|| "it does not answer".to_owned());
                 let why = self.explained(why).await;
                 self.topics.away(&why, Instant::now());
+                if generation.is_unanswered() {
+                    end(generation);
+                    continue;
+                }
             }
             self.producers.put(FIRST, generation);
         }

@@ -179,6 +179,13 @@ impl Topics {
         self.outage().as_ref().is_none_or(|outage| outage.answers)
     }
 
+    /// A topic to ask the cluster about, if any was ever found.
+    pub(super) fn any(&self) -> Option<String> {
+        let facts = self.facts();
+        let found = facts.iter().find(|(_, facts)| facts.partitions > 0);
+        found.map(|(topic, _)| topic.clone())
+    }
+
     pub(super) fn standing(&self, topic: &str, now: Instant) -> Standing {
         match self.facts().get(topic) {
             Some(facts) if facts.paused(now) => Standing::Paused,

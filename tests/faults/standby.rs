@@ -38,9 +38,8 @@ fn a_failover_to_an_asynchronous_standby_loses_what_the_standby_never_had() {
         link.set(Direction::ToClient, Link::HOLE);
         let table = &scene.outbox.table;
         let last = world.number(&format!("select max(seq) from {table}")).await;
-        let published = format!(
-            "select count(*) from {table} where seq > {last} and published_at is not null"
-        );
+        let published =
+            format!("select count(*) from {table} where seq > {last} and published_at is not null");
         eventually(LONG, "events behind the hole are published", async || {
             world.number(&published).await >= 40
         })
