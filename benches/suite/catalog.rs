@@ -101,6 +101,8 @@ pub(crate) struct Postgres {
     pub(crate) connections: u64,
     /// In one statement.
     pub(crate) at_once: bool,
+    /// One row of ten is not to be had and passed over.
+    pub(crate) passing: bool,
 }
 
 /// Produces without a relay.
@@ -341,6 +343,22 @@ fn bad_days() -> Vec<Case> {
         }
         all.push(case);
     }
+    // what Postgres alone takes where rows are passed over
+    let clean = "bad/postgres-clean";
+    for (name, against, passing) in [
+        (clean, None, false),
+        ("bad/postgres-missing-topic", Some(clean), true),
+    ] {
+        all.push(Case {
+            name: name.to_owned(),
+            against: against.map(str::to_owned),
+            sample: Sample::Postgres(Postgres {
+                connections: 2,
+                at_once: false,
+                passing,
+            }),
+        });
+    }
     all
 }
 
@@ -390,6 +408,7 @@ fn ceilings() -> Vec<Case> {
             let postgres = Postgres {
                 connections,
                 at_once,
+                passing: false,
             };
             add(&format!("{name}-{connections}"), Sample::Postgres(postgres));
         }

@@ -613,16 +613,12 @@ impl Sink for KafkaSink {
                 }
             };
             let answers = generation.cluster_answers(self.topics.any()).await;
-            let stranger = match answers {
-                true => self.stranger(&mut generation).await,
-                false => None,
-            };
-            if let Some(why) = stranger {
-                self.topics.away(&why, Instant::now());
-                end(generation);
-                continue;
-            }
             if answers {
+                if let Some(why) = self.stranger(&mut generation).await {
+                    self.topics.away(&why, Instant::now());
+                    end(generation);
+                    continue;
+                }
                 self.topics.answers();
                 self.ready = true;
             } else {
