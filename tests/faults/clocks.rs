@@ -1,13 +1,14 @@
 //! The relay's own clock is wrong. Nothing it decides about rows may depend on it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::postgres_scene::{LONG, ROWS_MAX, Scene, TROUBLE, WORKERS};
-use crate::support;
 use crate::support::outbox::Outbox;
+use crate::support::{self, World};
 
 /// Marked rows that are kept for five minutes are looked for every fifteen seconds.
 const PURGE_PAUSE: Duration = Duration::from_secs(17);
@@ -34,12 +35,16 @@ fn a_relay_whose_clock_is_off_by_an_hour_keeps_every_promise() {
     support::run(async |world| {
         let offset = world.file("clock");
         set(&offset, "+0");
+        let waits = waits(world);
         let mut outbox = Outbox::classic();
         // marked rows would be gone soon if their age were told by the relay's clock
         outbox.config = "retention = \"5min\"".to_owned();
         let scene = Scene::of(world, outbox, 200.0, |setup| {
             setup
-                .env("LD_PRELOAD", &library.to_string_lossy())
+                .env(
+                    "LD_PRELOAD",
+                    &format!("{}:{}", waits.display(), library.display()),
+                )
                 .env("FAKETIME_TIMESTAMP_FILE", &offset.to_string_lossy())
                 .env("FAKETIME_NO_CACHE", "1")
                 // the clock that only goes forward is not what an operator can set wrong
@@ -77,6 +82,18 @@ fn a_relay_whose_clock_is_off_by_an_hour_keeps_every_promise() {
         scene.flows().await;
         scene.end(WORKERS * ROWS_MAX).await;
     });
+}
+
+/// The library of `clocks.c`, made with the compiler that librdkafka wants as well.
+fn waits(world: &World) -> PathBuf {
+    let (source, library) = (world.file("clocks.c"), world.file("clocks.so"));
+    std::fs::write(&source, include_str!("clocks.c")).expect("a file can be written");
+    let made = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(made.is_ok_and(|made| made.success()), "cc makes it");
+    library
 }
 
 /// At once, for a file that is half written is another time, by which a thread would wait for an hour.
