@@ -1,5 +1,5 @@
 //! A broker that was fenced: it answers, and the first time it knows of no brokers, not even of itself. Real
-//! ones do so for a moment, when they go on after a freeze (seen in one of thirty).
+//! ones do so for a moment, when they go on after a freeze (one freeze of some twenty, on a busy machine).
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
